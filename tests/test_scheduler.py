@@ -110,14 +110,18 @@ def test_ode_needs_no_noise_and_is_the_forward_process_of_the_predictions():
     assert torch.equal(first, second)
 
 
-def test_clip_sample_bounds_the_clean_sample():
+def test_clip_sample_bounds_the_predicted_clean_sample():
     x = 5 * draw(2, *SHAPE)
-    results = []
+    largest, moved = [], []
     for clip in (True, False):
         scheduler = ConstSDEScheduler(clip_sample=clip)
         scheduler.set_timesteps(3)
-        results.append(sample(scheduler, toy_network, x, torch.Generator().manual_seed(0))[-1].abs().max())
-    assert results[0] <= 1 + 1e-5 < results[1]
+        t = scheduler.timesteps[1]
+        out = scheduler.step(toy_network(x, t), t, x, variance_noise=torch.zeros(SHAPE))
+        largest.append(out.pred_original_sample.abs().max())
+        moved.append(out.prev_sample)
+    assert largest[0] == 1 < largest[1]
+    assert not torch.allclose(*moved)
 
 
 def test_step_computes_in_float32_and_keeps_the_samples_dtype():
@@ -162,13 +166,15 @@ def test_works_in_a_plain_diffusers_loop():
     assert scheduler.order == 1 and scheduler.step_index == len(scheduler.timesteps) == 3
 
 
-def test_custom_times_land_on_the_clean_sample():
-    scheduler = ConstSDEScheduler()
-    scheduler.set_timesteps(timesteps=[0.9, 0.3, 0.01])
-    assert scheduler.timesteps.tolist() == pytest.approx([0.9, 0.3, 0.01])
-    x, t = draw(6, *SHAPE), scheduler.timesteps[-1]
-    out = scheduler.step(toy_network(x, t), t, x)
-    torch.testing.assert_close(out.prev_sample, out.pred_original_sample, atol=1e-5, rtol=0)
+def test_custom_times_are_kept_and_the_last_step_adds_no_noise():
+    for solver in ("sde", "ode"):
+        scheduler = ConstSDEScheduler(solver=solver)
+        scheduler.set_timesteps(timesteps=[0.9, 0.3, 0.01])
+        assert scheduler.timesteps.tolist() == pytest.approx([0.9, 0.3, 0.01])
+        x, t = draw(6, *SHAPE), scheduler.timesteps[-1]
+        out = scheduler.step(toy_network(x, t), t, x, variance_noise=torch.full(SHAPE, torch.nan))
+        assert torch.isfinite(out.prev_sample).all()
+    torch.testing.assert_close(out.prev_sample, out.pred_original_sample)  # the noise-free solver ends on it exactly
 
 
 def test_sample_timesteps_covers_the_range_and_obeys_its_generator():
