@@ -1,0 +1,1 @@
+"""Scoring radio maps: `metrics` (numbers for one map or many) and `benchmark` (whole test sets)."""
