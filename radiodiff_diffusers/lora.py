@@ -1,0 +1,155 @@
+"""LoRA adapters on our pipelines, with the calls of diffusers' own pipelines.
+
+A pipeline class lists the one component that takes adapters:
+
+    class MyPipeline(LoraLoaderMixin, DiffusionPipeline):
+        _lora_loadable_modules = ["transformer"]
+
+and has `load_lora_weights`, `save_lora_weights`, `fuse_lora`, `unfuse_lora`, `set_adapters`, `unload_lora_weights`, ...
+Adapters are files `pytorch_lora_weights.safetensors` with the peft configuration (rank, alpha, targets) in the header.
+"""
+
+from __future__ import annotations
+
+from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+
+
+class LoraLoaderMixin(LoraBaseMixin):
+    """Load, save and fuse adapters of the component named in `_lora_loadable_modules`. Put it before the pipeline."""
+
+    _lora_loadable_modules: list[str] = []
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict, return_lora_metadata: bool = False, **kwargs):
+        """Read an adapter file from a folder, a Hub repository or a dictionary; safetensors only.
+
+        Keyword arguments are those of diffusers: `weight_name`, `subfolder`, `revision`, `cache_dir`,
+        `force_download`, `local_files_only`, `token`, `proxies`.
+        """
+        names = ("weight_name", "subfolder", "revision", "cache_dir", "force_download", "local_files_only", "token")
+        options = {name: kwargs.pop(name, None) for name in (*names, "proxies")}
+        kwargs.pop("use_safetensors", None)
+        if kwargs:
+            raise TypeError(f"unknown arguments for a LoRA file: {', '.join(kwargs)}")
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict,
+            use_safetensors=True,
+            allow_pickle=False,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            **options,
+        )
+        return (state_dict, metadata) if return_lora_metadata else state_dict
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = False,
+        **kwargs,
+    ) -> None:
+        """Add an adapter to the pipeline; it is active at once. Several may be loaded, see `set_adapters`."""
+        state_dict, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+        )
+        module_name = self._lora_loadable_modules[0]
+        module = getattr(self, module_name)
+        state_dict, metadata = _with_prefix(dict(state_dict), metadata, module_name)
+        # a missing layer is only a warning in diffusers, and the adapter would then do nothing
+        layers = {name for name, _ in module.named_modules()}
+        layers |= {name.replace(".base_layer", "") for name in layers}
+        unknown = sorted({k.removeprefix(module_name + ".").split(".lora_")[0] for k in state_dict} - layers)
+        if unknown:
+            raise ValueError(
+                f"the adapter is for another model: {type(module).__name__} has no layer {unknown[0]} "
+                f"({len(unknown)} of the adapter's layers are not there)"
+            )
+        module.load_lora_adapter(
+            state_dict,
+            prefix=module_name,
+            adapter_name=adapter_name,
+            metadata=metadata,
+            hotswap=hotswap,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            _pipeline=self,
+        )
+
+    @classmethod
+    def save_lora_weights(cls, save_directory, weight_name: str | None = None, is_main_process: bool = True, **kwargs):
+        """Write an adapter to a folder.
+
+        For a component called `unet` the layers are given as `unet_lora_layers` (from
+        `peft.get_peft_model_state_dict(unet)`) and the configuration as `unet_lora_adapter_metadata`
+        (`unet.peft_config["default"].to_dict()`); without the latter a reader has to guess rank and alpha.
+        `adapter_of(unet)` makes both.
+        """
+        module_name = cls._lora_loadable_modules[0]
+        layers = kwargs.pop(f"{module_name}_lora_layers", None)
+        metadata = kwargs.pop(f"{module_name}_lora_adapter_metadata", None)
+        kwargs.pop("safe_serialization", None)
+        if kwargs or not layers:
+            raise ValueError(
+                f"save_lora_weights of {cls.__name__} needs {module_name}_lora_layers (and takes "
+                f"{module_name}_lora_adapter_metadata), given: {', '.join(kwargs) or 'nothing'}"
+            )
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers={module_name: layers},
+            lora_metadata={module_name: metadata},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+        )
+
+    def fuse_lora(self, components=None, lora_scale=1.0, safe_fusing=False, adapter_names=None, **kwargs):
+        """Add the active adapters to the weights: no cost at inference. `unfuse_lora` takes them out again."""
+        super().fuse_lora(
+            components=components or self._lora_loadable_modules,
+            lora_scale=lora_scale,
+            safe_fusing=safe_fusing,
+            adapter_names=adapter_names,
+            **kwargs,
+        )
+
+    def unfuse_lora(self, components=None, **kwargs):
+        """Undo `fuse_lora`."""
+        super().unfuse_lora(components=components or self._lora_loadable_modules, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the pipeline. Adapters must be gone or fused before: they are saved by `save_lora_weights`."""
+        for name in self._lora_loadable_modules:
+            if getattr(getattr(self, name, None), "peft_config", None):
+                raise ValueError(
+                    f"{name} still carries LoRA adapters, and a pipeline saved with them cannot be loaded: call "
+                    "unload_lora_weights() first, after fuse_lora() if the adapters are to stay"
+                )
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def adapter_of(model, module_name: str, adapter_name: str = "default") -> dict:
+    """The arguments of `save_lora_weights` for an adapter of a model: `Pipe.save_lora_weights(dir, **adapter_of(m, "unet"))`."""
+    from peft import get_peft_model_state_dict
+
+    if adapter_name not in getattr(model, "peft_config", {}):
+        raise ValueError(f"the model has no adapter {adapter_name!r}: {list(getattr(model, 'peft_config', {}))}")
+    return {
+        f"{module_name}_lora_layers": get_peft_model_state_dict(model, adapter_name=adapter_name),
+        f"{module_name}_lora_adapter_metadata": model.peft_config[adapter_name].to_dict(),
+    }
+
+
+def _with_prefix(state_dict: dict, metadata: dict | None, module_name: str):
+    """Bring the keys of the known file formats to `<module>.<layer>.lora_A.weight`."""
+    if not state_dict or not all(".lora_" in key for key in state_dict):
+        raise ValueError("not a LoRA file: every entry must belong to a lora_A or lora_B (or lora_magnitude_vector)")
+    if all(key.startswith("base_model.model.") for key in state_dict):
+        raise ValueError(
+            "this adapter was saved by peft, which keeps its scale (lora_alpha) in another file: save it with "
+            f"save_lora_weights instead, or load it with {module_name}.load_lora_adapter and its metadata"
+        )
+    if all(key.startswith(module_name + ".") for key in state_dict):
+        return state_dict, metadata
+    # written by `model.save_lora_adapter`, which knows no pipeline
+    state_dict = {f"{module_name}.{key}": value for key, value in state_dict.items()}
+    if metadata is not None:
+        metadata = {f"{module_name}.{key}": value for key, value in metadata.items()}
+    return state_dict, metadata
