@@ -1,0 +1,266 @@
+"""The layers of RadioDiff's U-Net: residual blocks, attention, the condition's cross-attention, the Fourier filter."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """
+    A convolution whose kernels have mean 0 and variance 1 (weight standardisation, arXiv:1903.10520).
+
+    In eval mode without gradients the standardised kernels are computed once and kept. Any change of the weight, be
+    it by a load, a cast, an optimizer, an EMA swap or a fused LoRA, makes them stale, and the next call notices: it
+    compares the tensor's identity, its version and a sample of its values (the last because `weight.data` can be
+    written without leaving a trace in the version).
+    """
+
+    _PROBES = 64
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(hidden_states, self.standardized_weight().to(hidden_states.dtype), self.bias)
+
+    def standardized_weight(self) -> torch.Tensor:
+        foldable = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if not foldable or self.weight.device.type != "cpu":  # elsewhere comparing would wait for the device
+            self._folded = None
+            return _standardize(self.weight)
+        weight = self.weight
+        probe = weight.detach().flatten()[:: max(1, weight.numel() // self._PROBES)]
+        state = (id(weight), weight._version, weight.dtype)
+        folded = self.__dict__.get("_folded")
+        if folded is None or folded[0] != state or not torch.equal(folded[1], probe):
+            folded = (state, probe.clone(), _standardize(weight))
+            self._folded = folded
+        return folded[2]
+
+    def train(self, mode: bool = True):
+        self._folded = None
+        return super().train(mode)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_folded": None}  # a copy or a pickle folds for itself
+
+
+def _standardize(weight: torch.Tensor) -> torch.Tensor:
+    variance, mean = torch.var_mean(weight.float(), dim=(1, 2, 3), correction=0, keepdim=True)
+    return ((weight - mean) * (variance + 1e-5).rsqrt()).to(weight.dtype)
+
+
+class ChannelNorm(nn.Module):
+    """Normalisation over the channels of each pixel, with a gain and no bias."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = hidden_states.permute(0, 2, 3, 1)
+        return F.layer_norm(x, x.shape[-1:], self.weight, eps=1e-5).permute(0, 3, 1, 2)
+
+
+class TimeEmbedding(nn.Module):
+    """Random Fourier features of log(t) / 4, and two linear layers."""
+
+    def __init__(self, channels: int, embedding_channels: int, scale: float):
+        super().__init__()
+        # Frozen. Kept in float32 whatever the model's dtype: the phases reach hundreds of radians.
+        self.register_buffer("frequencies", torch.randn(channels // 2) * scale)
+        self.linear_1 = nn.Linear(channels, embedding_channels)
+        self.linear_2 = nn.Linear(embedding_channels, embedding_channels)
+
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        phases = 2 * math.pi * self.frequencies * (timestep.log() / 4)[:, None]
+        features = torch.cat([phases.sin(), phases.cos()], dim=-1)
+        return self.linear_2(F.gelu(self.linear_1(features.to(dtype))))
+
+    def _apply(self, fn, recurse=True):
+        frequencies = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != torch.float32:
+            self.frequencies = frequencies.to(self.frequencies.device)
+        return self
+
+
+class ResnetBlock(nn.Module):
+    """Two standardised 3 x 3 convolutions; the time embedding scales and shifts between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int = 8):
+        super().__init__()
+        self.time_proj = nn.Linear(time_channels, 2 * out_channels)
+        self.conv1 = StandardizedConv2d(in_channels, out_channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.conv2 = StandardizedConv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        same = in_channels == out_channels
+        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden_states: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.time_proj(F.silu(time_embedding))[:, :, None, None].chunk(2, dim=1)
+        x = self.norm1(self.conv1(hidden_states))
+        x = F.silu(x * (scale + 1) + shift)
+        x = F.silu(self.norm2(self.conv2(x)))
+        return x + self.conv_shortcut(hidden_states)
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost is linear in the number of pixels: softmax over the channels of q, over the pixels of k."""
+
+    def __init__(self, channels: int, num_heads: int, head_dim: int):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * num_heads * head_dim, 1, bias=False)
+        self.to_out = nn.ModuleList([nn.Conv2d(num_heads * head_dim, channels, 1), ChannelNorm(channels)])
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        height, width = hidden_states.shape[-2:]
+        qkv = self.to_qkv(self.norm(hidden_states)).flatten(2)
+        query, key, value = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        query = query.softmax(dim=-2) * self.head_dim**-0.5
+        key = key.softmax(dim=-1)
+        context = (value / (height * width)) @ key.transpose(-1, -2)
+        x = (context @ query).flatten(1, 2).unflatten(-1, (height, width))
+        for layer in self.to_out:
+            x = layer(x)
+        return hidden_states + x
+
+
+class MidAttention(nn.Module):
+    """Ordinary softmax attention over all pixels, at the lowest resolution."""
+
+    def __init__(self, channels: int, num_heads: int, head_dim: int):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * num_heads * head_dim, 1, bias=False)
+        self.to_out = nn.ModuleList([nn.Conv2d(num_heads * head_dim, channels, 1)])
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        height, width = hidden_states.shape[-2:]
+        qkv = self.to_qkv(self.norm(hidden_states)).flatten(2)
+        query, key, value = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).transpose(-1, -2).unbind(1)
+        x = F.scaled_dot_product_attention(query, key, value)
+        x = x.transpose(-1, -2).flatten(1, 2).unflatten(-1, (height, width))
+        return hidden_states + self.to_out[0](x)
+
+
+def sine_positions(height: int, width: int, channels: int, device: torch.device) -> torch.Tensor:
+    """Sines and cosines of row and column (counted from 1), `(height, width, channels)`, rows in the first half."""
+    half = channels // 2
+    periods = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
+
+    def waves(length):
+        angles = torch.arange(1, length + 1, device=device)[:, None] / periods
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1).flatten(1)
+
+    rows = waves(height)[:, None].expand(height, width, half)
+    columns = waves(width)[None].expand(height, width, half)
+    return torch.cat([rows, columns], dim=-1)
+
+
+class ConditionAttention(nn.Module):
+    """
+    Cross-attention between the condition (queries) and the U-Net's features (keys and values), both averaged over
+    windows. Whatever depends on the condition alone is computed by `prepare`, once a map.
+    """
+
+    def __init__(
+        self,
+        condition_channels: int,
+        in_channels: int,
+        channels: int,
+        window_size: int,
+        num_heads: int = 8,
+        norm: str = "batch",
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.window_size, self.num_heads = window_size, num_heads
+        self.condition_in = nn.Sequential(nn.Conv2d(condition_channels, channels, 1), _relation_norm(norm, channels))
+        self.feature_in = nn.Sequential(nn.Conv2d(in_channels, channels, 1), _relation_norm(norm, channels))
+        self.condition_skip = nn.Conv2d(channels, channels, 1)
+        self.feature_skip = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.GroupNorm(8, channels)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.ff_in = nn.Conv2d(channels, 2 * channels, 1)
+        self.ff_out = nn.Conv2d(2 * channels, channels, 1)
+        self.to_out = nn.ModuleList([nn.Conv2d(channels, channels, 1)])
+        self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, condition: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        """Of a condition feature map: its part of the skip connection at `size`, its windows' means, the queries."""
+        condition = self.condition_in(condition)
+        skip = self.condition_skip(F.interpolate(condition, size=size, mode="bilinear", align_corners=True))
+        pooled = self._pool(condition)
+        return skip, pooled, self._heads(self.to_q(self._tokens(pooled)))
+
+    def forward(self, hidden_states: torch.Tensor, prepared: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        skip, pooled, query = prepared
+        features = self.feature_in(hidden_states)
+        shortcut = self.norm(features + skip + self.feature_skip(features))
+        tokens = self._tokens(self._pool(features))
+        key, value = self._heads(self.to_k(tokens)), self._heads(self.to_v(tokens))
+        x = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        x = pooled + x.transpose(-1, -2).flatten(1, 2).unflatten(-1, pooled.shape[-2:])
+        x = x + self.dropout(self.ff_out(self.dropout(F.relu(self.ff_in(x)))))
+        # the 1 x 1 projection commutes with the interpolation, and is cheaper before it
+        x = F.interpolate(self.to_out[0](x), size=shortcut.shape[-2:], mode="bilinear", align_corners=True)
+        return shortcut + x
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        window = self.window_size
+        if window == 1:
+            return x
+        height, width = x.shape[-2:]
+        return F.avg_pool2d(F.pad(x, (0, -width % window, 0, -height % window)), window)
+
+    def _tokens(self, pooled: torch.Tensor) -> torch.Tensor:
+        tokens = pooled.permute(0, 2, 3, 1)
+        return (tokens + sine_positions(*tokens.shape[1:], tokens.device).to(tokens.dtype)).flatten(1, 2)
+
+    def _heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _relation_norm(norm: str, channels: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels, momentum=0.03, eps=1e-3)
+    return nn.GroupNorm(8, channels)
+
+
+class FourierFilter(nn.Module):
+    """
+    A learned filter on the whole map, one complex gain for each channel and frequency, stored as real pairs.
+
+    At the size it was made for the gains multiply the spectrum. At any other size the same filter is applied: its
+    kernel, taken back to pixels, is padded with zeros or cut to the new size.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.size = tuple(size)
+        self.weight = nn.Parameter(0.02 * torch.randn(channels, size[0], size[1] // 2 + 1, 2))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        size = tuple(hidden_states.shape[-2:])
+        with torch.autocast(hidden_states.device.type, enabled=False):  # no FFT in half precision on a CPU
+            spectrum = torch.fft.rfft2(hidden_states.float().contiguous(), norm="ortho")
+            filtered = torch.fft.irfft2(spectrum * self.gains(size), s=size, norm="ortho")
+        return filtered.to(hidden_states.dtype)
+
+    def gains(self, size: tuple[int, int]) -> torch.Tensor:
+        """The complex gains at that size, `(channels, height, width // 2 + 1)`."""
+        gains = torch.view_as_complex(self.weight.float().contiguous())
+        if size == self.size:
+            return gains
+        kernel = torch.fft.fftshift(torch.fft.irfft2(gains, s=self.size), dim=(-2, -1))
+        # after the shift the centre tap of n taps is number n // 2
+        before = [new // 2 - old // 2 for new, old in zip(size, self.size, strict=True)]
+        after = [new - old - pad for new, old, pad in zip(size, self.size, before, strict=True)]
+        kernel = F.pad(kernel, (before[1], after[1], before[0], after[0]))
+        return torch.fft.rfft2(torch.fft.ifftshift(kernel, dim=(-2, -1)))

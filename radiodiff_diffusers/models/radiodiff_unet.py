@@ -1,0 +1,376 @@
+"""RadioDiff's U-Net: from a noisy sample, a time and a condition to drift and noise."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .condition_encoder import CONDITION_ENCODERS, ConditionFeatures, make_condition_encoder
+from .radiodiff_blocks import (
+    ConditionAttention,
+    FourierFilter,
+    LinearAttention,
+    MidAttention,
+    ResnetBlock,
+    TimeEmbedding,
+)
+
+
+@dataclass
+class RadioDiffUNet2DOutput(BaseOutput):
+    """
+    Output of [`RadioDiffUNet2DModel`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch, 2 * in_channels, height, width)`):
+            The predicted drift and, after it, the predicted noise.
+    """
+
+    sample: torch.Tensor
+
+
+class DownBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, attention: dict, relation: dict, last):
+        super().__init__()
+        self.resnet1 = ResnetBlock(in_channels, in_channels, time_channels)
+        self.relation = ConditionAttention(in_channels, in_channels, in_channels, **relation)
+        self.resnet2 = ResnetBlock(in_channels, in_channels, time_channels)
+        self.attention = LinearAttention(in_channels, **attention)
+        self.last = last
+        if last:
+            self.downsample = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        else:
+            self.downsample = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x, time_embedding, prepared):
+        skip1 = x = self.resnet1(x, time_embedding)
+        x = self.relation(x, prepared)
+        x = self.resnet2(x, time_embedding)
+        skip2 = x = self.attention(x)
+        if not self.last:  # an odd side is made even by repeating its last line; the way up cuts it off again
+            height, width = x.shape[-2:]
+            if height % 2 or width % 2:
+                x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+        return self.downsample(x), skip1, skip2
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, time_channels: int, attention: dict):
+        super().__init__()
+        self.resnet1 = ResnetBlock(channels, channels, time_channels)
+        self.attention = MidAttention(channels, **attention)
+        self.resnet2 = ResnetBlock(channels, channels, time_channels)
+
+    def forward(self, x, time_embedding):
+        x = self.resnet1(x, time_embedding)
+        return self.resnet2(self.attention(x), time_embedding)
+
+
+class UpBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, attention: dict, relation: dict, last):
+        super().__init__()
+        joined = in_channels + out_channels  # the skip connections are as wide as the level below
+        self.resnet1 = ResnetBlock(joined, in_channels, time_channels)
+        self.relation = ConditionAttention(out_channels, in_channels, in_channels, **relation)
+        self.resnet2 = ResnetBlock(joined, in_channels, time_channels)
+        self.attention = LinearAttention(in_channels, **attention)
+        self.last = last
+        self.upsample = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x, skip1, skip2, time_embedding, prepared):
+        height, width = skip1.shape[-2:]
+        x = x[..., :height, :width]
+        x = self.resnet1(torch.cat([x, skip2], dim=1), time_embedding)
+        x = self.relation(x, prepared)
+        x = self.resnet2(torch.cat([x, skip1], dim=1), time_embedding)
+        x = self.attention(x)
+        if not self.last:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.upsample(x)
+
+
+class Decoder(nn.Module):
+    """One of the two ways up: the Fourier filter, the up blocks, and the output convolution."""
+
+    def __init__(self, widths, out_channels, time_channels, attention, relations, filter_size):
+        super().__init__()
+        deepest = widths[-1]
+        self.filter_norm = nn.GroupNorm(min(deepest // 4, 8), deepest)
+        self.filter_conv = nn.Conv2d(deepest, deepest, 3, padding=1)
+        self.filter = FourierFilter(deepest, filter_size)
+        levels = len(widths) - 1
+        self.up_blocks = nn.ModuleList(
+            UpBlock(widths[i + 1], widths[i], time_channels, attention, relations[i], last=i == 0)
+            for i in reversed(range(levels))
+        )
+        self.resnet_out = ResnetBlock(2 * widths[0], widths[0], time_channels)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 1)
+
+
+class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    r"""
+    A U-Net that predicts drift and noise of a noisy sample (see [`ConstSDEScheduler`]) given planes of a scene. The
+    planes go through a condition encoder once; cross-attention at every level brings them to the sample. The two
+    predictions share the way down and have a way up each.
+
+    Sample and condition may have any height and width. The model was trained at `sample_size`; at other sizes the
+    Fourier filter is fitted to the size.
+
+    Parameters:
+        sample_size (`int` or `[int, int]`, defaults to 64):
+            Height and width of the sample (latents, or pixels for a model without autoencoder) the model is made for.
+        in_channels (`int`, defaults to 3):
+            Channels of the sample.
+        condition_channels (`list[str]`, defaults to `["buildings", "transmitter", "buildings"]`):
+            Names of the condition's planes, in order. A name may come twice.
+        condition_encoder (`str`, defaults to `"swin"`):
+            `"swin"`, `"resnet"`, `"effnet"`, `"vgg"`, or the light `"conv"`.
+        condition_encoder_config (`dict`, *optional*):
+            Arguments of the encoder, such as `embed_dim` and `depths` of `"swin"`, or `width` and `stride` of `"conv"`.
+        condition_adapter (`bool`, defaults to `False`):
+            Bring the planes to three with a 1 x 1 convolution before the encoder, as RadioDiff does with five.
+        base_channels (`int`, defaults to 128):
+            Width of the first level.
+        channel_multipliers (`list[int]`, defaults to `[1, 2, 4, 4]`):
+            Widths of the levels as multiples of it.
+        window_sizes (`list[int]`, defaults to `[8, 4, 2, 1]`):
+            Window of the cross-attention at each level.
+        num_attention_heads (`int`, defaults to 4):
+            Heads of the self-attention.
+        attention_head_dim (`int`, defaults to 32):
+            Channels of each of its heads.
+        relation_norm (`str`, defaults to `"batch"`):
+            Normalisation in the cross-attention: `"batch"` as in RadioDiff, or `"group"`, which knows no running
+            statistics and suits small batches and averaged weights.
+        relation_dropout (`float`, defaults to 0.1):
+            Dropout in the cross-attention.
+        fourier_scale (`float`, defaults to 16):
+            Spread of the time embedding's random frequencies.
+        patch_size (`int`, defaults to 1):
+            Fold patches of so many pixels a side into channels, so that a model without autoencoder works at a lower
+            resolution inside.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DownBlock", "MidBlock", "UpBlock", "SwinTransformerBlock"]
+    _repeated_blocks = ["ResnetBlock", "ConditionAttention", "LinearAttention"]
+    _keep_in_fp32_modules = ["filter.weight", "frequencies"]
+    _skip_layerwise_casting_patterns = ["norm", "filter", "frequencies", "conv_in", "conv_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | list[int] = 64,
+        in_channels: int = 3,
+        condition_channels: list[str] = ("buildings", "transmitter", "buildings"),
+        condition_encoder: str = "swin",
+        condition_encoder_config: dict | None = None,
+        condition_adapter: bool = False,
+        base_channels: int = 128,
+        channel_multipliers: list[int] = (1, 2, 4, 4),
+        window_sizes: list[int] = (8, 4, 2, 1),
+        num_attention_heads: int = 4,
+        attention_head_dim: int = 32,
+        relation_norm: str = "batch",
+        relation_dropout: float = 0.1,
+        fourier_scale: float = 16.0,
+        patch_size: int = 1,
+    ):
+        super().__init__()
+        _check_config(self.config)
+        planes = len(condition_channels)
+        self.adapter = nn.Conv2d(planes, 3, 1) if condition_adapter else None
+        self.encoder = make_condition_encoder(
+            condition_encoder, 3 if condition_adapter else planes, **(condition_encoder_config or {})
+        )
+        encoded = self.encoder.out_channels
+
+        # 1. The condition's and the sample's way in
+        widths = [base_channels] + [base_channels * multiplier for multiplier in channel_multipliers]
+        folded = in_channels * patch_size**2
+        self.condition_proj = nn.ModuleList(nn.Conv2d(encoded[i], widths[i], 1) for i in range(len(widths) - 1))
+        self.conv_in = nn.Conv2d(folded, base_channels, 7, padding=3)
+        self.conv_in_condition = nn.Conv2d(encoded[0], base_channels, 7, padding=3, bias=False)
+        self.norm_in = nn.GroupNorm(min(base_channels // 4, 8), base_channels)
+        time_channels = 4 * base_channels
+        self.time_embedding = TimeEmbedding(base_channels, time_channels, fourier_scale)
+
+        # 2. The way down, the middle, two ways up
+        levels = len(channel_multipliers)
+        attention = {"num_heads": num_attention_heads, "head_dim": attention_head_dim}
+        relations = [
+            {"window_size": window, "norm": relation_norm, "dropout": relation_dropout} for window in window_sizes
+        ]
+        self.down_blocks = nn.ModuleList(
+            DownBlock(widths[i], widths[i + 1], time_channels, attention, relations[i], last=i == levels - 1)
+            for i in range(levels)
+        )
+        self.mid_block = MidBlock(widths[-1], time_channels, attention)
+        scale = patch_size * 2 ** (levels - 1)
+        filter_size = [-(-side // scale) for side in _pair(sample_size)]
+        self.drift_decoder = Decoder(widths, folded, time_channels, attention, relations, filter_size)
+        self.noise_decoder = Decoder(widths, folded, time_channels, attention, relations, filter_size)
+        self.gradient_checkpointing = False
+
+    def encode_condition(self, condition: torch.Tensor) -> ConditionFeatures:
+        """
+        Encode the planes of a scene, once for all steps.
+
+        Args:
+            condition (`torch.Tensor` of shape `(batch, planes, height, width)`):
+                The planes named in `config.condition_channels`, scaled to [-1, 1].
+
+        Returns:
+            [`ConditionFeatures`]: four feature maps, finest first, to be passed to `forward` as `condition_features`.
+        """
+        planes = len(self.config.condition_channels)
+        if condition.ndim != 4 or condition.shape[1] != planes:
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)}; this model takes (batch, {planes}, height, width), the"
+                f" planes being {', '.join(self.config.condition_channels)}."
+            )
+        condition = condition.to(self.dtype)
+        if self.adapter is not None:
+            condition = self.adapter(condition)
+        features = ConditionFeatures(self.encoder(condition))
+        if not torch.is_grad_enabled():
+            features.prepared = self._prepare(features, tuple(features[0].shape[-2:]))
+        return features
+
+    def _prepare(self, features: list[torch.Tensor], size: tuple[int, int]) -> tuple:
+        """All that follows from the condition alone, for a sample of that size: the first layer's part of it, and the
+        cross-attention's queries and skip connections."""
+        first = self.conv_in_condition(F.interpolate(features[0], size=size, mode="bilinear", align_corners=False))
+        down, drift, noise = [], [], []
+        ups = zip(reversed(self.drift_decoder.up_blocks), reversed(self.noise_decoder.up_blocks), strict=True)
+        level_size = size
+        for feature, proj, block, (up1, up2) in zip(features, self.condition_proj, self.down_blocks, ups, strict=True):
+            projected = proj(feature)
+            for relation, prepared in ((block.relation, down), (up1.relation, drift), (up2.relation, noise)):
+                prepared.append(relation.prepare(projected, level_size))
+            level_size = tuple(-(-side // 2) for side in level_size)
+        return size, first, down, drift, noise
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        condition: torch.Tensor | None = None,
+        condition_features: list[torch.Tensor] | None = None,
+        return_dict: bool = True,
+    ) -> RadioDiffUNet2DOutput | tuple[torch.Tensor]:
+        """
+        Predict drift and noise.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
+                The noisy sample. It may be float32 in a half-precision model, and should be while sampling: the last,
+                exact part of the output is computed in float32 and returned in the sample's dtype.
+            timestep (`torch.Tensor` or `float`):
+                Time in (0, 1], one for the batch or one for each sample.
+            condition (`torch.Tensor`, *optional*):
+                The planes of the scene; see `encode_condition`.
+            condition_features (`list[torch.Tensor]`, *optional*):
+                What `encode_condition` made of them; takes the place of `condition`. Its batch may be a divisor of the
+                sample's: then every condition serves that many samples in a row.
+            return_dict (`bool`, defaults to `True`):
+                Return a [`RadioDiffUNet2DOutput`] rather than a tuple.
+
+        Returns:
+            [`RadioDiffUNet2DOutput`] or `tuple`: drift and noise, concatenated along the channels.
+        """
+        if (condition is None) == (condition_features is None):
+            raise ValueError("Pass either condition or condition_features.")
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; this model takes"
+                f" (batch, {self.config.in_channels}, height, width)."
+            )
+        batch, _, height, width = sample.shape
+        features = self.encode_condition(condition) if condition_features is None else condition_features
+        if features[0].shape[0] != batch:
+            features = _serve_batch(features, batch)
+        t = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(batch)
+        dtype = self.dtype
+
+        # 1. Into the network
+        patch = self.config.patch_size
+        x = sample.to(dtype)
+        if patch > 1:
+            x = F.pixel_unshuffle(F.pad(x, (0, -width % patch, 0, -height % patch), mode="replicate"), patch)
+        size = tuple(x.shape[-2:])
+        prepared = getattr(features, "prepared", None)
+        if prepared is None or prepared[0] != size or torch.is_grad_enabled():
+            prepared = self._prepare(features, size)
+        _, first, down, drift, noise = prepared
+        x = self.norm_in(self.conv_in(x) + first)
+        time_embedding = self.time_embedding(t, dtype)
+
+        # 2. Down and through the middle
+        skips, first_skip = [], x
+        for block, relation in zip(self.down_blocks, down, strict=True):
+            x, *pair = self._run(block, x, time_embedding, relation)
+            skips.append(pair)
+        x = self._run(self.mid_block, x, time_embedding)
+
+        # 3. Up, once for the drift and once for the noise
+        outputs = []
+        for decoder, relations in ((self.drift_decoder, drift), (self.noise_decoder, noise)):
+            y = x + decoder.filter(decoder.filter_conv(decoder.filter_norm(x)))
+            for block, (skip1, skip2), relation in zip(
+                decoder.up_blocks, reversed(skips), reversed(relations), strict=True
+            ):
+                y = self._run(block, y, skip1, skip2, time_embedding, relation)
+            y = self._run(decoder.resnet_out, torch.cat([y, first_skip], dim=1), time_embedding)
+            y = decoder.conv_out(y)
+            if patch > 1:
+                y = F.pixel_shuffle(y, patch)[..., :height, :width]
+            outputs.append(y)
+
+        # 4. Preconditioning: at t = 1 the noise is the sample itself, at t = 0 the drift is its negative's opposite end
+        t = t.reshape(-1, 1, 1, 1)
+        x = sample.float()
+        norm = (t.square() + 1).rsqrt()
+        drift = (1 - t) * x + t * norm * outputs[0].float()
+        noise = t.sqrt() * x + (1 - t).sqrt() * norm * outputs[1].float()
+        output = torch.cat([drift, noise], dim=1).to(sample.dtype)
+        return RadioDiffUNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _run(self, block, *inputs):
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _serve_batch(features, batch: int):
+    count = features[0].shape[0]
+    if batch % count:
+        raise ValueError(f"condition and sample do not go together: {count} conditions for {batch} samples.")
+    return ConditionFeatures.repeat_interleave(features, batch // count)
+
+
+def _check_config(config):
+    names = config.condition_channels
+    if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"condition_channels must be a list of channel names, got {names!r}.")
+    if config.condition_encoder not in CONDITION_ENCODERS:
+        known = ", ".join(CONDITION_ENCODERS)
+        raise ValueError(f"condition_encoder is {config.condition_encoder!r}; choose one of {known}.")
+    if len(config.channel_multipliers) != 4 or len(config.window_sizes) != 4:
+        raise ValueError(
+            "channel_multipliers and window_sizes need four entries each, one for each feature map of the condition"
+            f" encoder, got {list(config.channel_multipliers)} and {list(config.window_sizes)}."
+        )
+    if config.base_channels % 16:
+        raise ValueError(f"base_channels must be a multiple of 16, got {config.base_channels}.")
+    if config.relation_norm not in ("batch", "group"):
+        raise ValueError(f"relation_norm is {config.relation_norm!r}; choose 'batch' or 'group'.")
