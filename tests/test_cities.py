@@ -1,5 +1,7 @@
 """Made-up cities: valid, repeatable, varied, and like real ones."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import shapely
@@ -12,6 +14,7 @@ from radiodiff_diffusers.data.cities import (
     to_shapely,
     transmitters,
 )
+from radiodiff_diffusers.data.footprints import CITIES, TEST_CITIES, _outline, city_footprints, footprint_tiles
 from radiodiff_diffusers.geometry import rasterize
 
 
@@ -88,3 +91,71 @@ def test_wrong_arguments_get_one_clear_line():
         generate_city(-1)
     with pytest.raises(ValueError, match="too few for 40000 transmitters"):
         transmitters(generate_city(0), 40_000, np.random.default_rng(0))
+
+
+# Real towns -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def etoile(tmp_path_factory):
+    if importlib.util.find_spec("sionna") is None:
+        pytest.skip("the towns' meshes come with sionna-rt, which is not installed")
+    patch = pytest.MonkeyPatch()
+    cache = tmp_path_factory.mktemp("cache")
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+    yield footprint_tiles("etoile", stride=64), cache
+    patch.undo()
+
+
+def test_tiles_of_a_real_town_are_valid_and_repeatable(etoile):
+    tiles, cache = etoile
+    assert len(tiles) >= 10 and len({tile.name for tile in tiles}) == len(tiles)
+    for tile in tiles:
+        assert tile.shape == (256, 256) and 0.08 <= tile.buildings.mean() < 0.8
+        assert np.array_equal(rasterize(tile.polygons, tile.shape), tile.buildings)
+        shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in tile.polygons]
+        assert all(shape.is_valid for shape in shapes)
+        assert shapely.union_all(shapes).area == pytest.approx(sum(shape.area for shape in shapes))
+    (cached,) = cache.rglob("*.wkb")
+    again = footprint_tiles("etoile", stride=64)  # from the cache
+    assert all(np.array_equal(a.buildings, b.buildings) for a, b in zip(tiles, again, strict=True))
+    cached.write_bytes(b"damaged")
+    assert len(footprint_tiles("etoile", stride=64)) == len(tiles)
+
+
+def test_the_arc_de_triomphe_stands_on_four_feet(etoile):
+    """At eye level its two vaults are open: four feet of some 160 square metres."""
+    feet = [part for part in city_footprints("etoile") if shapely.Point(-127, 38).distance(part) < 35]
+    assert len(feet) == 4 and all(150 < foot.area < 175 for foot in feet)
+
+
+def test_florence_is_the_test_city():
+    assert TEST_CITIES == ("florence",) and "florence" in CITIES
+
+
+def test_unknown_town_gets_one_line():
+    with pytest.raises(ValueError, match="unknown city 'rome': use one of munich"):
+        footprint_tiles("rome")
+
+
+def test_a_town_is_cut_at_eye_level():
+    """A box with a gate: walls from 0 to 10 m, a passage 4 m high, a roof over all."""
+
+    def wall(points, low, high):
+        quads = []
+        for (ax, ay), (bx, by) in points:
+            a, b, c, d = (ax, ay, low), (bx, by, low), (bx, by, high), (ax, ay, high)
+            quads += [(a, b, c), (a, c, d)]
+        return quads
+
+    def lid(x0, y0, x1, y1, z):
+        return [((x0, y0, z), (x1, y0, z), (x1, y1, z)), ((x0, y0, z), (x1, y1, z), (x0, y1, z))]
+
+    def box(x0, y0, x1, y1, low, high):
+        ring = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+        return wall(list(zip(ring[:-1], ring[1:], strict=True)), low, high) + lid(x0, y0, x1, y1, high)
+
+    house = np.array(box(0, 0, 10, 10, 0, 10) + box(16, 0, 26, 10, 0, 10) + box(10, 0, 16, 10, 4, 10), float)
+    outline = _outline(house, 1.5)
+    assert outline.area == pytest.approx(200, abs=0.1)
+    assert not outline.contains(shapely.Point(13, 5)) and outline.contains(shapely.Point(5, 5))
