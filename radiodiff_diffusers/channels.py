@@ -1,0 +1,179 @@
+"""Condition channels: what a network sees of a scene, one (H, W) plane in [-1, 1] a name.
+
+A model's configuration lists its channels in order, so pipeline, training data and model card agree by construction:
+
+| name | -1 | +1 | between |
+|---|---|---|---|
+| `buildings`, `cars` | free | covered | |
+| `transmitter` | elsewhere | its pixel | |
+| `visibility` | shadow (and buildings) | line of sight from the transmitter | |
+| `obstruction` | no building on the straight ray | infinitely much | 2 o / (o + 40 m) - 1 for o metres |
+| `log_distance` | 0 m | 10 km and more | log10(1 + d) / 2 - 1 for d metres |
+| `free_space` | -147 dB and less | -47.84 dB and more | free-space gain on RadioMapSeer's scale |
+| `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along an approximate dominant path, / 80 - 1 |
+| `detour_turn` | straight | 360 degrees and more | how far that path turns in all, / 180 - 1 |
+| `k2` | 0 | 1 | the scene's `k2` |
+| `measurements` | -147 dB, or not measured | -47.84 dB | the scene's `measurements` |
+| `measured` | not measured | measured | |
+
+Ray channels see buildings and cars as obstacles. Your own: `@register_channel("name")` on a function `Scene -> (H, W) array`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from .plugins import load_plugins
+from .rays import detour, obstructed_metres
+from .scene import GainScale, Scene
+
+
+Channel = Callable[[Scene], np.ndarray]
+_CHANNELS: dict[str, Channel] = {}
+
+OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
+LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
+
+
+def register_channel(name: str) -> Callable[[Channel], Channel]:
+    """Make a function `Scene -> (H, W) float in [-1, 1]` a channel that model configurations can name."""
+
+    def register(function: Channel) -> Channel:
+        if name in _CHANNELS and _CHANNELS[name] is not function:
+            raise ValueError(f"a channel named {name!r} is registered already: choose another name")
+        _CHANNELS[name] = function
+        return function
+
+    return register
+
+
+def channel_names() -> list[str]:
+    """Every channel known, those of installed plugins included."""
+    load_plugins()
+    return sorted(_CHANNELS)
+
+
+def check_channels(names: Iterable[str]) -> None:
+    """Fail in one line where a model asks for a channel that nobody registered."""
+    known = channel_names()
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"unknown condition channel {name!r}; known: {', '.join(known)}. Another package may have to be installed "
+                "or imported first (see register_channel)"
+            )
+
+
+def compute_channel(name: str, scene: Scene) -> np.ndarray:
+    """One channel of a scene, checked. `Scene.plane` is the same with a memory."""
+    check_channels([name])
+    if scene._cut_from is not None:
+        # A crop's channels are the whole scene's: its rays pass buildings that the crop does not hold.
+        whole, x, y = scene._cut_from
+        height, width = scene.shape
+        return whole.plane(name)[y : y + height, x : x + width]
+    plane = np.ascontiguousarray(_CHANNELS[name](scene), np.float32)
+    if plane.shape != scene.shape:
+        raise ValueError(f"channel {name!r} made a plane of shape {plane.shape} for a scene of shape {scene.shape}")
+    low, high = float(plane.min()), float(plane.max())
+    if not (low >= -1.0 and high <= 1.0):  # false for NaN too
+        raise ValueError(f"channel {name!r} must lie in [-1, 1]; its values run from {low:g} to {high:g}")
+    return plane
+
+
+def condition_planes(scene: Scene, names: Iterable[str]) -> np.ndarray:
+    """(C, H, W) float32: the named channels of a scene, in order; names may repeat."""
+    return np.stack([scene.plane(name) for name in names])
+
+
+# The channels ------------------------------------------------------------------------------------------------------
+
+
+@register_channel("buildings")
+def buildings(scene: Scene) -> np.ndarray:
+    return _signed(scene.buildings)
+
+
+@register_channel("cars")
+def cars(scene: Scene) -> np.ndarray:
+    return _signed(_needed(scene, "cars"))
+
+
+@register_channel("transmitter")
+def transmitter(scene: Scene) -> np.ndarray:
+    scene.require_transmitter("channel 'transmitter'")
+    plane = np.full(scene.shape, -1.0, np.float32)
+    if scene.transmitter_pixel is not None:
+        plane[scene.transmitter_pixel] = 1.0
+    return plane
+
+
+@register_channel("visibility")
+def visibility(scene: Scene) -> np.ndarray:
+    return _signed(obstructed_metres(scene) <= 1e-6)
+
+
+@register_channel("obstruction")
+def obstruction(scene: Scene) -> np.ndarray:
+    metres = obstructed_metres(scene)
+    return 2.0 * metres / (metres + OBSTRUCTION_HALF) - 1.0
+
+
+@register_channel("log_distance")
+def log_distance(scene: Scene) -> np.ndarray:
+    return np.clip(np.log10(1.0 + distance_metres(scene)) / LOG_DISTANCE_HALF - 1.0, -1.0, 1.0)
+
+
+@register_channel("free_space")
+def free_space(scene: Scene) -> np.ndarray:
+    from .engines import free_space as free_space_engine
+
+    return GainScale.RADIOMAPSEER.to_unit(free_space_engine(scene.replace(buildings=np.zeros_like(scene.buildings), polygons=None)).gain_db)
+
+
+@register_channel("detour_loss")
+def detour_loss(scene: Scene) -> np.ndarray:
+    return np.clip(detour(scene)[0] / 80.0 - 1.0, -1.0, 1.0)
+
+
+@register_channel("detour_turn")
+def detour_turn(scene: Scene) -> np.ndarray:
+    return np.clip(detour(scene)[1] / 180.0 - 1.0, -1.0, 1.0)
+
+
+@register_channel("k2")
+def k2(scene: Scene) -> np.ndarray:
+    return np.clip(_needed(scene, "k2"), 0.0, 1.0) * 2.0 - 1.0
+
+
+@register_channel("measurements")
+def measurements(scene: Scene) -> np.ndarray:
+    gain = _needed(scene, "measurements")
+    return np.where(np.isnan(gain), -1.0, GainScale.RADIOMAPSEER.to_unit(np.nan_to_num(gain)))
+
+
+@register_channel("measured")
+def measured(scene: Scene) -> np.ndarray:
+    return _signed(~np.isnan(_needed(scene, "measurements")))
+
+
+def distance_metres(scene: Scene) -> np.ndarray:
+    """(H, W) metres from the transmitter, along the ground."""
+    x, y = scene.require_transmitter("a distance channel")
+    height, width = scene.shape
+    across = (np.arange(width, dtype=np.float32) - np.float32(x)) ** 2
+    down = (np.arange(height, dtype=np.float32) - np.float32(y)) ** 2
+    return np.sqrt(across[None, :] + down[:, None]) * np.float32(scene.metres_per_pixel)
+
+
+def _signed(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.float32) * 2.0 - 1.0
+
+
+def _needed(scene: Scene, name: str) -> np.ndarray:
+    plane = getattr(scene, name)
+    if plane is None:
+        raise ValueError(f"this model needs the scene's {name!r}, which it lacks: make the scene with {name}=...")
+    return plane
