@@ -5,8 +5,9 @@ A pipeline class lists the one component that takes adapters:
     class MyPipeline(LoraLoaderMixin, DiffusionPipeline):
         _lora_loadable_modules = ["transformer"]
 
-and has `load_lora_weights`, `save_lora_weights`, `fuse_lora`, `unfuse_lora`, `set_adapters`, `unload_lora_weights`, ...
-Adapters are files `pytorch_lora_weights.safetensors` with the peft configuration (rank, alpha, targets) in the header.
+and has `load_lora_weights`, `save_lora_weights`, `fuse_lora`, `unfuse_lora`, `set_adapters`, `unload_lora_weights`
+and so on. Adapters are files `pytorch_lora_weights.safetensors` with the peft configuration (rank, alpha, targets) in
+the header.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
 
 def adapter_of(model, module_name: str, adapter_name: str = "default") -> dict:
-    """The arguments of `save_lora_weights` for an adapter of a model: `Pipe.save_lora_weights(dir, **adapter_of(m, "unet"))`."""
+    """An adapter as arguments of `save_lora_weights`: `Pipe.save_lora_weights(folder, **adapter_of(unet, "unet"))`."""
     from peft import get_peft_model_state_dict
 
     if adapter_name not in getattr(model, "peft_config", {}):

@@ -1,7 +1,8 @@
 """LightningDiT: a class-conditioned diffusion transformer on the latents of a tokenizer.
 
-The transformer predicts the velocity of a straight path between noise (time 0) and data (time 1). It computes the same
-function as the published LightningDiT from the same weights (`radiodiff_diffusers.convert.lightningdit_from_original`).
+The transformer predicts the velocity of a straight path between noise (time 0) and data (time 1). From the same
+weights it computes the same function as the published LightningDiT, see
+`radiodiff_diffusers.convert.lightningdit_from_original`.
 """
 
 from __future__ import annotations
