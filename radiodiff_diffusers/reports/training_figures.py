@@ -1,0 +1,327 @@
+"""The figures of a training report, each a function from a `RunLog` (or several) to one PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import style
+from .diagnosis import HIGHER_IS_BETTER, smooth
+from .run_log import RunLog
+
+UNITS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "samples_per_second": "samples per second",
+    "steps_per_second": "steps per second",
+    "memory_gb": "memory [GB]",
+    "nmse": "NMSE",
+    "rmse": "RMSE (gray / 255)",
+    "mae": "MAE (gray / 255)",
+    "rmse_db": "RMSE [dB]",
+    "mae_db": "MAE [dB]",
+    "ssim": "SSIM",
+    "psnr": "PSNR [dB]",
+    "lpips": "LPIPS",
+}
+PARTS = {
+    "loss/rec_loss": "reconstruction",
+    "loss/nll_loss": "reconstruction with perceptual part (summed)",
+    "loss/kl_loss": "KL divergence",
+    "loss/g_loss": "generator",
+    "loss/disc_loss": "discriminator",
+    "loss/d_weight": "adaptive weight of the GAN",
+    "loss/disc_factor": "GAN on (1) or off (0)",
+    "loss/logits_real": "logits of real maps",
+    "loss/logits_fake": "logits of reconstructions",
+    "loss/logvar": "log variance",
+    "loss/loss_simple": "noise and drift",
+    "loss/loss_vlb": "variational bound",
+}
+
+
+def name_of(column: str) -> str:
+    return PARTS.get(column) or UNITS.get(column) or column.removeprefix("loss/").replace("_", " ")
+
+
+def curve(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, text: str | None = None) -> None:
+    """The raw record pale, its running mean strong; a short record as points."""
+    if len(values) < 40:
+        axes.plot(steps, values, marker="o", markersize=3.5, color=colour, label=text)
+        return
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
+    axes.plot(steps, smooth(values), color=colour, label=text)
+
+
+def mark_events(axes: Any, run: RunLog, labels: bool = False) -> None:
+    """Vertical marks: GAN start dashed, resumes dotted, the guard's interventions as ticks at the foot."""
+    if run.gan_start is not None and run.gan_start <= max(run.last_step, 1):
+        text = f"GAN starts, step {run.gan_start:,}" if labels else None
+        axes.axvline(run.gan_start, color=style.PINK, linestyle="--", linewidth=1.4, label=text)
+    for i, resume in enumerate(run.resumes):
+        text = "resumed" if labels and i == 0 else None
+        axes.axvline(resume["step"], color=style.GRAY, linestyle=":", linewidth=1.4, label=text)
+    if run.guards:
+        at = [event["step"] for event in run.guards]
+        axes.plot(
+            at, np.full(len(at), 0.02), "|", color=style.BLACK, markersize=10, transform=axes.get_xaxis_transform(),
+            label="guard" if labels else None,
+        )  # fmt: skip
+
+
+# The five figures --------------------------------------------------------------------------------------------------
+
+
+def phases(run: RunLog, path: Path) -> Path:
+    """The total loss over the whole run, its phases shaded, the GAN's start, resumes and guard events marked."""
+    steps, losses = run.column("loss")
+    with style.drawing(size=(9.5, 4.4), title=f"{run.name}: loss over the run") as (figure, grid):
+        axes = grid[0, 0]
+        curve(axes, steps, losses, style.BLUE, "total loss")
+        style.pick_scale(axes, losses)
+        start, last = run.gan_start, max(run.last_step, 1)
+        if start is not None and start < last:
+            for left, right, colour, text in (
+                (min(steps.min(initial=0), start), start, style.SKY, "autoencoder alone"),
+                (start, last, style.PINK, "with GAN"),
+            ):
+                axes.axvspan(left, right, color=colour, alpha=0.08, linewidth=0)
+                middle = (left + right) / 2
+                axes.text(
+                    middle, 0.97, text, transform=axes.get_xaxis_transform(), ha="center", va="top", color="#444"
+                )
+        mark_events(axes, run, labels=True)
+        style.step_axis(axes)
+        axes.set_ylabel("total loss")
+        if run.total_steps:
+            axes.set_title(f"{run.last_step:,} of {run.total_steps:,} steps ({run.last_step / run.total_steps:.0%})")
+        axes.legend(loc="best")
+        return style.save(figure, path)
+
+
+def components(run: RunLog, path: Path) -> Path:
+    """Every component of the loss in a panel of its own, on the scale that suits it."""
+    parts = ["loss", *run.loss_parts()]
+    columns = min(3, len(parts))
+    rows = math.ceil(len(parts) / columns)
+    size = (4.3 * max(columns, 2), 2.6 * rows + 0.5)
+    with style.drawing(rows, columns, size, f"{run.name}: components of the loss") as (figure, grid):
+        for axes, part in zip(grid.flat, parts, strict=False):
+            steps, values = run.column(part)
+            curve(axes, steps, values, style.BLUE)
+            style.pick_scale(axes, values)
+            mark_events(axes, run)
+            style.label(axes, "total" if part == "loss" else name_of(part), y=axis_unit(part))
+            style.step_axis(axes)
+        for axes in grid.flat[len(parts) :]:
+            axes.set_axis_off()
+        return style.save(figure, path)
+
+
+def axis_unit(part: str) -> str:
+    if "logits" in part:
+        return "logit"
+    return "weight" if part.endswith(("d_weight", "disc_factor")) else "loss"
+
+
+def multi_axis(run: RunLog, path: Path) -> Path:
+    """Up to four quantities of different size on one picture, an axis each in its own colour."""
+    wanted = [
+        "loss", "loss/rec_loss", "loss/nll_loss", "loss/kl_loss", "loss/g_loss", "loss/disc_loss",
+        "loss/loss_simple", *run.loss_parts(),
+    ]  # fmt: skip
+    # What never moves, or has the shape of another curve, tells nothing here.
+    shown: list[str] = []
+    for part in dict.fromkeys(wanted):
+        values = smooth(run.column(part)[1])
+        moves = np.isfinite(values).any() and np.nanstd(values) > 0
+        if moves and len(shown) < 3 and not any(_same_shape(values, smooth(run.column(other)[1])) for other in shown):
+            shown.append(part)
+    if np.isfinite(run.column("lr")[1]).any():
+        shown.append("lr")
+    colours = {part: style.BLACK if part == "lr" else style.COLOURS[i] for i, part in enumerate(shown)}
+    with style.drawing(size=(9.5, 4.6), title=f"{run.name}: several quantities, an axis each") as (figure, grid):
+        first = grid[0, 0]
+        for i, (part, colour) in enumerate(colours.items()):
+            axes = first if i == 0 else first.twinx()
+            axes.grid(i == 0)
+            side = "left" if i == 0 else "right"
+            axes.spines[side].set_visible(True)
+            axes.spines[side].set_color(colour)
+            if i > 1:
+                axes.spines["right"].set_position(("axes", 1 + 0.13 * (i - 1)))
+            steps, values = run.column(part)
+            if part == "lr":
+                axes.plot(steps, values, color=colour, linestyle="--")
+                axes.set_ylim(0, max(float(np.nanmax(values)), 1e-12) * 1.05)
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+            else:
+                axes.plot(steps, smooth(values), color=colour)
+                style.pick_scale(axes, values)
+            axes.set_ylabel("total loss" if part == "loss" else name_of(part), color=colour)
+            axes.tick_params(axis="y", colors=colour)
+        mark_events(first, run)
+        style.step_axis(first)
+        return style.save(figure, path)
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether one curve is the other, scaled and shifted."""
+    known = np.isfinite(a) & np.isfinite(b) if len(a) == len(b) else np.zeros(0, bool)
+    if known.sum() < 3 or np.ptp(a[known]) == 0 or np.ptp(b[known]) == 0:
+        return False
+    return bool(np.corrcoef(a[known], b[known])[0, 1] > 0.99)
+
+
+def normalised(run: RunLog, path: Path) -> Path:
+    """All components brought to 0..1 between their own smallest and largest value: what moves when."""
+    with style.drawing(size=(9.5, 4.6), title=f"{run.name}: components side by side, each on its own 0..1") as (
+        figure,
+        grid,
+    ):
+        axes = grid[0, 0]
+        dashes = ("-", "--", ":", "-.")
+        drawn = 0
+        for part in ["loss", *run.loss_parts()]:
+            steps, values = run.column(part)
+            values = smooth(values)
+            switch = part.endswith("disc_factor")  # its step is the GAN's start, which is marked anyway
+            if switch or not np.isfinite(values).any() or np.nanmax(values) == np.nanmin(values):
+                continue
+            low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            text = f"{'total' if part == 'loss' else name_of(part)}  ({low:.3g} to {high:.3g})"
+            colour, line = style.COLOURS[drawn % len(style.COLOURS)], dashes[drawn // len(style.COLOURS) % 4]
+            width = 4.0 if part == "loss" else 1.6  # so that it shows behind a component that makes up most of it
+            axes.plot(steps, (values - low) / (high - low), color=colour, linestyle=line, linewidth=width, label=text)
+            drawn += 1
+        mark_events(axes, run)
+        style.step_axis(axes)
+        axes.set_ylabel("share of own range")
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="smallest to largest", alignment="left")
+        return style.save(figure, path)
+
+
+def six_panels(run: RunLog, path: Path) -> Path:
+    """The run at a glance: loss, components, validation, learning rate, throughput, memory."""
+    with style.drawing(2, 3, (13.5, 6.6), f"{run.name}: the run at a glance") as (figure, grid):
+        panels = list(grid.flat)
+        steps, losses = run.column("loss")
+        curve(panels[0], steps, losses, style.BLUE)
+        style.pick_scale(panels[0], losses)
+        style.label(panels[0], "Loss", y="total loss")
+
+        parts = _main_parts(run)
+        for part, colour in zip(parts, style.COLOURS[1:], strict=False):
+            steps, values = run.column(part)
+            panels[1].plot(steps, smooth(values), color=colour, label=name_of(part))
+        style.pick_scale(panels[1], np.concatenate([run.column(part)[1] for part in parts] or [np.zeros(0)]))
+        style.label(panels[1], "Components (smoothed)", y="loss")
+        if parts:
+            panels[1].legend(loc="best")
+        else:
+            style.message(panels[1], "the log has no loss components")
+
+        _validation_panel(panels[2], run)
+
+        steps, rates = run.column("lr")
+        panels[3].plot(steps, rates, color=style.GREEN)
+        panels[3].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        style.label(panels[3], "Learning rate", y="learning rate")
+        if not len(rates):
+            style.message(panels[3], "the log has no learning rate")
+
+        rate = "samples_per_second" if len(run.column("samples_per_second")[1]) else "steps_per_second"
+        steps, values = run.column(rate)
+        curve(panels[4], steps, values, style.YELLOW)
+        style.label(panels[4], "Throughput", y=UNITS[rate])
+        panels[4].set_ylim(bottom=0)
+        if not len(values):
+            style.message(panels[4], "the log has no times")
+
+        steps, values = run.column("memory_gb")
+        panels[5].plot(steps, values, color=style.ORANGE)
+        style.label(panels[5], "Memory", y="memory [GB]")
+        panels[5].set_ylim(bottom=0)
+        if not len(values):
+            style.message(panels[5], "the log has no memory figures")
+        for axes in panels:
+            if axes.axison:
+                mark_events(axes, run)
+                style.step_axis(axes)
+        return style.save(figure, path)
+
+
+def _main_parts(run: RunLog) -> list[str]:
+    """The up to five components that are losses, of ones that ever move."""
+    skipped = ("d_weight", "disc_factor", "logits", "logvar")
+    moving = []
+    for part in run.loss_parts():
+        values = run.column(part)[1]
+        if not any(word in part for word in skipped) and np.isfinite(values).any() and np.nanstd(values) > 0:
+            moving.append(part)
+    return moving[:5]
+
+
+def _validation_panel(axes: Any, run: RunLog) -> None:
+    """NMSE or RMSE on the left axis, PSNR (or SSIM) on the right, best values ringed."""
+    have = [name for name in UNITS if len(run.validation_column(name)[1])]
+    left = next((name for name in ("nmse", "rmse", "mae", "lpips", "loss") if name in have), None)
+    right = next((name for name in ("psnr", "ssim") if name in have), None)
+    if left is None and right is None:
+        axes.set_title("Validation")
+        style.message(axes, "the log has no validation")
+        return
+    for i, (name, colour) in enumerate(((left, style.BLUE), (right, style.ORANGE))):
+        if name is None:
+            continue
+        here = axes if i == 0 or left is None else axes.twinx()
+        steps, values = run.validation_column(name)
+        here.plot(steps, values, marker="o", markersize=3.5, color=colour)
+        if np.isfinite(values).any():
+            best = int(np.nanargmax(values) if name in HIGHER_IS_BETTER else np.nanargmin(values))
+            here.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=colour)
+        if name in ("nmse", "lpips", "rmse", "mae"):
+            style.pick_scale(here, values)
+        here.set_ylabel(UNITS[name], color=colour)
+        here.tick_params(axis="y", colors=colour)
+        if here is not axes:
+            here.grid(False)
+            here.spines["right"].set_visible(True)
+    axes.set_title("Validation (best ringed)")
+
+
+# Several runs ------------------------------------------------------------------------------------------------------
+
+
+def overlay(runs: list[RunLog], path: Path) -> Path:
+    """Several runs in one picture: loss and validation metrics over the steps, a colour a run."""
+    metrics = [
+        name for name in ("nmse", "rmse", "psnr", "ssim") if any(len(r.validation_column(name)[1]) for r in runs)
+    ]
+    panels = ["loss", *metrics][:4]
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (6.2 * columns if columns > 1 else 9.5, 3.4 * rows + 0.6)
+    with style.drawing(rows, columns, size, f"{len(runs)} runs compared") as (figure, grid):
+        for axes, name in zip(grid.flat, panels, strict=False):
+            for i, run in enumerate(runs):
+                colour, line = style.COLOURS[i % 8], ("-", "--", ":", "-.")[i // 8 % 4]
+                if name == "loss":
+                    steps, values = run.column("loss")
+                    axes.plot(steps, smooth(values), color=colour, linestyle=line, label=run.name)
+                else:
+                    steps, values = run.validation_column(name)
+                    axes.plot(steps, values, marker="o", markersize=3, color=colour, linestyle=line)
+            series = [run.column("loss")[1] if name == "loss" else run.validation_column(name)[1] for run in runs]
+            style.pick_scale(axes, np.concatenate(series))
+            title = "Loss (smoothed)" if name == "loss" else f"Validation {name.upper()}"
+            style.label(axes, title, y="total loss" if name == "loss" else UNITS[name])
+            style.step_axis(axes)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        figure.legend(loc="outside lower center", ncols=min(len(runs), 3))
+        return style.save(figure, path)
