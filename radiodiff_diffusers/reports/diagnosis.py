@@ -29,7 +29,9 @@ class Finding:
 
 def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     """Running mean over `share` of the record (at least 5 values), ends included; NaN is left out."""
-    width = min(max(5, int(len(values) * share)), max(len(values), 1)) | 1
+    if not len(values):
+        return np.asarray(values, float)
+    width = min(max(5, int(len(values) * share)), len(values)) | 1
     known = np.isfinite(values)
     kernel = np.ones(width)
     # mode "same" with padding by hand: numpy returns the longer of the two where the kernel is longer than the data

@@ -157,7 +157,7 @@ def multi_axis(run: RunLog, path: Path) -> Path:
             if part == "lr":
                 axes.plot(steps, values, color=colour, linestyle="--")
                 axes.set_ylim(0, max(float(np.nanmax(values)), 1e-12) * 1.05)
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e-0", "e-"))
             else:
                 axes.plot(steps, smooth(values), color=colour)
                 style.pick_scale(axes, values)
@@ -165,6 +165,8 @@ def multi_axis(run: RunLog, path: Path) -> Path:
             axes.tick_params(axis="y", colors=colour)
         mark_events(first, run)
         style.step_axis(first)
+        # The layout engine does not see how far out a moved axis reaches.
+        figure.get_layout_engine().set(rect=(0, 0, 1 - 0.012 * max(len(shown) - 2, 0), 1))
         return style.save(figure, path)
 
 
