@@ -52,9 +52,8 @@ def test_a_run_is_read_by_event(tmp_path):
 def test_damaged_lines_are_counted_and_skipped(tmp_path):
     folder = write_run(tmp_path, records(20))
     with (folder / "metrics.jsonl").open("ab") as file:
-        file.write(
-            b'{"event": "train", "st\n[1, 2]\n\xff\xfe\x00\n{"event": "train", "loss": 1}\n{"event": "train", "step": 210, "lo'
-        )
+        file.write(b'{"event": "train", "st\n[1, 2]\n\xff\xfe\x00\n{"event": "train", "loss": 1}\n')
+        file.write(b'{"event": "train", "step": 210, "lo')
     run = read_run(folder)
     assert len(run.train) == 20 and len(run.damaged) == 5
     assert run.damaged[0] == "metrics.jsonl, line 22: not whole JSON (half-written?)"
