@@ -98,7 +98,7 @@ class LightningDiTPipeline(LoraLoaderMixin, DiffusionPipeline):
         if guidance_channels != "all" and not (
             isinstance(guidance_channels, int) and 1 <= guidance_channels <= channels
         ):
-            raise ValueError(f'guidance_channels is {guidance_channels!r}: expected "all" or a number up to {channels}')
+            raise ValueError(f'guidance_channels is {guidance_channels!r}: expected "all" or 1 ... {channels}')
         start, end = guidance_interval
         if not 0 <= start <= end <= 1:
             raise ValueError(f"guidance_interval is ({start}, {end}): expected 0 <= start <= end <= 1 (1 is data)")
