@@ -14,6 +14,7 @@ from .visibility import OPTIONS, cross, locate, look, row_span, triangle_rows, w
 
 
 SPEED_OF_LIGHT = 299_792_458.0
+BEHIND_WALL = 0.5  # radians
 SLACK = 1e-4  # pixels; a pixel centre exactly on a wall or shadow line is lit
 
 
@@ -195,8 +196,6 @@ def _trace(
             continue
         cx, cy = corners[u, 0], corners[u, 1]
         _wedge_behind(way[u, 0], way[u, 1], side[u], walls[u], wedge)
-        if wedge[0] == 0.0 and wedge[1] == 0.0:
-            continue
         n_fan, _ = look(cx, cy, corner_triangles[u], wedge, points, triangles, neighbours, fan, seen, cones)
         for k in range(n_fan):
             top, bottom = triangle_rows(cx, cy, fan[k, 0], fan[k, 1], fan[k, 2], fan[k, 3], height, SLACK)
@@ -238,16 +237,19 @@ def _trace(
 
 @njit(**OPTIONS)
 def _wedge_behind(dx, dy, side, walls, wedge):
-    """Directions in which a way that came along d may leave a corner: from straight on, round the building, to its far wall."""
+    """Directions in which a way that came along d may leave a corner: from straight on, round the building, to its far wall.
+
+    A little further, in fact: ways pass the corner off the wall, and the pixels on the wall itself lie behind the parallel.
+    What the wall hides stays hidden.
+    """
+    fx, fy = walls[0], walls[1]
+    if cross(fx, fy, walls[2], walls[3]) * side < 0.0:
+        fx, fy = walls[2], walls[3]
+    length = np.hypot(dx, dy)
+    turn = abs(np.arctan2(cross(dx, dy, fx, fy), dx * fx + dy * fy))
+    turn = side * min(turn + BEHIND_WALL, np.pi - 1e-6)
+    fx, fy = (dx * np.cos(turn) - dy * np.sin(turn)) / length, (dx * np.sin(turn) + dy * np.cos(turn)) / length
     if side > 0:
-        fx, fy = walls[0], walls[1]
-        if cross(fx, fy, walls[2], walls[3]) < 0.0:
-            fx, fy = walls[2], walls[3]
         wedge[0], wedge[1], wedge[2], wedge[3] = dx, dy, fx, fy
     else:
-        fx, fy = walls[0], walls[1]
-        if cross(fx, fy, walls[2], walls[3]) > 0.0:
-            fx, fy = walls[2], walls[3]
         wedge[0], wedge[1], wedge[2], wedge[3] = fx, fy, dx, dy
-    if cross(wedge[0], wedge[1], wedge[2], wedge[3]) <= 0.0:
-        wedge[:] = 0.0
