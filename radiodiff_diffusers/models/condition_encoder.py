@@ -18,12 +18,14 @@ class ConditionFeatures(list):
 
     What [`RadioDiffUNet2DModel.encode_condition`] returns also carries, in `prepared`, everything the U-Net derives
     from the condition alone, so that it is computed once a map and not once a step. It belongs to the weights the
-    features were made with: encode again after changing them. A plain list of tensors may be used in its place.
+    features were made with: encode again after changing them. `planes` is the condition itself, for models whose output
+    sees it at full resolution. A plain list of tensors may be used in place of this class by models that do not.
     """
 
-    def __init__(self, features=(), prepared=None):
+    def __init__(self, features=(), prepared=None, planes=None):
         super().__init__(features)
         self.prepared = prepared
+        self.planes = planes
 
     def repeat_interleave(self, repeats: int) -> "ConditionFeatures":
         """Every condition `repeats` times in a row, to draw several samples of each."""
@@ -35,7 +37,8 @@ class ConditionFeatures(list):
         )
 
     def _map(self, function) -> "ConditionFeatures":
-        return ConditionFeatures([function(feature) for feature in self], _map_tensors(function, self.prepared))
+        features, prepared, planes = (_map_tensors(function, part) for part in (list(self), self.prepared, self.planes))
+        return ConditionFeatures(features, prepared, planes)
 
 
 def _map_tensors(function, value):
@@ -76,7 +79,7 @@ class WindowAttention(nn.Module):
         x = x.view(batch, rows, window_h, columns, window_w, channels).transpose(2, 3)
         x = x.reshape(batch * rows * columns, window_h * window_w, channels)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = self._position_bias(x.device).to(query.dtype)
+        bias = self._position_bias().to(query.dtype)
         if shift_h or shift_w:
             mask = self._shift_mask(rows, columns, shift_h, shift_w, x.device).to(query.dtype)
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
@@ -89,19 +92,19 @@ class WindowAttention(nn.Module):
             x = torch.roll(x, shifts=(shift_h, shift_w), dims=(1, 2))
         return x[:, :height, :width]
 
-    def _position_bias(self, device) -> torch.Tensor:
-        """The learned bias of every pair of pixels in a window, `(1, heads, pixels, pixels)`."""
+    def relative_position_index(self) -> torch.Tensor:
+        """For every pair of pixels in a window the row of the bias table that belongs to their offset."""
         height, width = self.window_size
-        y, x = (
-            grid.flatten()
-            for grid in torch.meshgrid(
-                torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-            )
-        )
+        device = self.relative_position_bias_table.device
+        y = torch.arange(height, device=device).repeat_interleave(width)
+        x = torch.arange(width, device=device).repeat(height)
         offset_y = y[:, None] - y[None, :] + height - 1
         offset_x = x[:, None] - x[None, :] + width - 1
-        bias = self.relative_position_bias_table[offset_y * (2 * width - 1) + offset_x]
-        return bias.permute(2, 0, 1)[None]
+        return offset_y * (2 * width - 1) + offset_x
+
+    def _position_bias(self) -> torch.Tensor:
+        """The learned bias of every pair of pixels in a window, `(1, heads, pixels, pixels)`."""
+        return self.relative_position_bias_table[self.relative_position_index()].permute(2, 0, 1)[None]
 
     def _shift_mask(self, rows, columns, shift_h, shift_w, device) -> torch.Tensor:
         """-100 between pixels that only meet in a window because the map was rolled, `(windows, pixels, pixels)`."""

@@ -21,6 +21,9 @@ from .radiodiff_blocks import (
 )
 
 
+DETAIL_FEATURES = 8  # feature planes that reach the full-resolution output layers
+
+
 @dataclass
 class RadioDiffUNet2DOutput(BaseOutput):
     """
@@ -97,7 +100,7 @@ class UpBlock(nn.Module):
 class Decoder(nn.Module):
     """One of the two ways up: the Fourier filter, the up blocks, and the output convolution."""
 
-    def __init__(self, widths, out_channels, time_channels, attention, relations, filter_size):
+    def __init__(self, widths, out_channels, time_channels, attention, relations, filter_size, patch_size, detail=None):
         super().__init__()
         deepest = widths[-1]
         self.filter_norm = nn.GroupNorm(min(deepest // 4, 8), deepest)
@@ -109,7 +112,31 @@ class Decoder(nn.Module):
             for i in reversed(range(levels))
         )
         self.resnet_out = ResnetBlock(2 * widths[0], widths[0], time_channels)
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 1)
+        self.patch_size = patch_size
+        folded = (out_channels if detail is None else detail["features"]) * patch_size**2
+        self.conv_out = nn.Conv2d(widths[0], folded, 1)
+        self.detail = None if detail is None else DetailHead(out_channels=out_channels, **detail)
+
+    def unfold(self, x, sample, planes):
+        """From the network's resolution back to the sample's."""
+        x = self.conv_out(x)
+        if self.patch_size > 1:
+            height, width = sample.shape[-2:]
+            x = F.pixel_shuffle(x, self.patch_size)[..., :height, :width]
+        return x if self.detail is None else self.detail(x, sample, planes)
+
+
+class DetailHead(nn.Module):
+    """Output layers at full resolution, which see the condition's planes and the sample once more: edges stay sharp."""
+
+    def __init__(self, features: int, width: int, planes: int, out_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features + planes + out_channels, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(planes, out_channels, 1)
+
+    def forward(self, x, sample, planes):
+        return self.conv2(F.silu(self.conv1(torch.cat([x, planes, sample], dim=1)))) + self.skip(planes)
 
 
 class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -154,6 +181,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         patch_size (`int`, defaults to 1):
             Fold patches of so many pixels a side into channels, so that a model without autoencoder works at a lower
             resolution inside.
+        detail_width (`int`, defaults to 0):
+            Width of output layers at full resolution that see the condition's planes again; 0 is RadioDiff's output, a
+            1 x 1 convolution. For models without autoencoder, whose sample is as large as the condition.
     """
 
     _supports_gradient_checkpointing = True
@@ -180,6 +210,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         relation_dropout: float = 0.1,
         fourier_scale: float = 16.0,
         patch_size: int = 1,
+        detail_width: int = 0,
     ):
         super().__init__()
         _check_config(self.config)
@@ -213,8 +244,10 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.mid_block = MidBlock(widths[-1], time_channels, attention)
         scale = patch_size * 2 ** (levels - 1)
         filter_size = [-(-side // scale) for side in _pair(sample_size)]
-        self.drift_decoder = Decoder(widths, folded, time_channels, attention, relations, filter_size)
-        self.noise_decoder = Decoder(widths, folded, time_channels, attention, relations, filter_size)
+        detail = {"features": DETAIL_FEATURES, "width": detail_width, "planes": planes} if detail_width else None
+        decoder = (widths, in_channels, time_channels, attention, relations, filter_size, patch_size, detail)
+        self.drift_decoder = Decoder(*decoder)
+        self.noise_decoder = Decoder(*decoder)
         self.gradient_checkpointing = False
 
     def encode_condition(self, condition: torch.Tensor) -> ConditionFeatures:
@@ -237,7 +270,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         condition = condition.to(self.dtype)
         if self.adapter is not None:
             condition = self.adapter(condition)
-        features = ConditionFeatures(self.encoder(condition))
+        features = ConditionFeatures(self.encoder(condition), planes=condition if self.config.detail_width else None)
         if not torch.is_grad_enabled():
             features.prepared = self._prepare(features, tuple(features[0].shape[-2:]))
         return features
@@ -320,24 +353,24 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         # 3. Up, once for the drift and once for the noise
         outputs = []
-        for decoder, relations in ((self.drift_decoder, drift), (self.noise_decoder, noise)):
+        planes = getattr(features, "planes", None)
+        # at t = 1 the noise is the sample itself, whatever the second decoder says
+        pure_noise = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool((t == 1).all())
+        for decoder, relations in ((self.drift_decoder, drift), (self.noise_decoder, noise))[: 1 if pure_noise else 2]:
             y = x + decoder.filter(decoder.filter_conv(decoder.filter_norm(x)))
             for block, (skip1, skip2), relation in zip(
                 decoder.up_blocks, reversed(skips), reversed(relations), strict=True
             ):
                 y = self._run(block, y, skip1, skip2, time_embedding, relation)
             y = self._run(decoder.resnet_out, torch.cat([y, first_skip], dim=1), time_embedding)
-            y = decoder.conv_out(y)
-            if patch > 1:
-                y = F.pixel_shuffle(y, patch)[..., :height, :width]
-            outputs.append(y)
+            outputs.append(decoder.unfold(y, sample.to(dtype), planes).float())
 
         # 4. Preconditioning: at t = 1 the noise is the sample itself, at t = 0 the drift is its negative's opposite end
         t = t.reshape(-1, 1, 1, 1)
         x = sample.float()
         norm = (t.square() + 1).rsqrt()
-        drift = (1 - t) * x + t * norm * outputs[0].float()
-        noise = t.sqrt() * x + (1 - t).sqrt() * norm * outputs[1].float()
+        drift = (1 - t) * x + t * norm * outputs[0]
+        noise = x if pure_noise else t.sqrt() * x + (1 - t).sqrt() * norm * outputs[1]
         output = torch.cat([drift, noise], dim=1).to(sample.dtype)
         return RadioDiffUNet2DOutput(sample=output) if return_dict else (output,)
 
