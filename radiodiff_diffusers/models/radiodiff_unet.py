@@ -355,7 +355,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         outputs = []
         planes = getattr(features, "planes", None)
         # at t = 1 the noise is the sample itself, whatever the second decoder says
-        pure_noise = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool((t == 1).all())
+        pure_noise = not torch.compiler.is_compiling() and bool((t == 1).all())
         for decoder, relations in ((self.drift_decoder, drift), (self.noise_decoder, noise))[: 1 if pure_noise else 2]:
             y = x + decoder.filter(decoder.filter_conv(decoder.filter_norm(x)))
             for block, (skip1, skip2), relation in zip(
