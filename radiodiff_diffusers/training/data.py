@@ -1,0 +1,251 @@
+"""From a data set's (Scene, RadioMap) pairs to training batches, in an order that the run's seed and a number decide.
+
+Sample number n of a run is a pure function of (seed, n): which pair it is, how it is augmented, which noise it gets. So a run
+goes on bit for bit from nothing but a number, and the same global batch is the same whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from ..scene import RadioMap, Scene
+from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
+from .config import DataConfig
+
+
+Pair = tuple[Scene, RadioMap]
+Sample = dict[str, Any]
+
+
+def open_split(config: DataConfig, split: str):
+    """The data set a configuration names."""
+    from ..data.hub import open_dataset
+
+    options = dict(config.options)
+    if config.streaming:
+        options["streaming"] = True
+    return open_dataset(config.source, split, **options)
+
+
+def make_planes(scene: Scene, radio_map: RadioMap, names: list[str]) -> np.ndarray:
+    """(C, H, W) planes by name: the map, its edges, or channels of the scene."""
+    planes = []
+    for name in names:
+        if name == "map":
+            planes.append(radio_map.scale.to_unit(radio_map.gain_db))
+        elif name == "edges":
+            planes.append(map_edges(radio_map))
+        else:
+            planes.append(scene.plane(name))
+    return np.stack(planes).astype(np.float32)
+
+
+def map_edges(radio_map: RadioMap) -> np.ndarray:
+    """The map's edges in [-1, 1] (Canny on the gray map)."""
+    from skimage.feature import canny
+
+    return canny(radio_map.gray / 255.0, sigma=1.0).astype(np.float32) * 2 - 1
+
+
+class Samples(Dataset):
+    """A data set's pairs as planes, augmented as the configuration says when `training`.
+
+    An item is asked for by (index, number). One that cannot be read comes back with `error` set, so that the run can name
+    and skip it.
+    """
+
+    def __init__(self, source, config: DataConfig, seed: int = 0, training: bool = True, latents=None):
+        self.source, self.config, self.seed, self.training = source, config, seed, training
+        self.latents = latents  # a LatentCache, or None
+
+    def __len__(self) -> int:
+        size = len(self.source)
+        return size if self.config.limit is None else min(size, self.config.limit)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        index, number = key
+        return self.make(index, number, lambda: self.source[index])
+
+    def make(self, index: int, number: int, read) -> Sample:
+        sample: Sample = {"index": index, "number": number, "seed": self.seed, "name": f"sample {index}"}
+        try:
+            scene, radio_map = read()
+            sample["name"] = file_name(self.source, index, scene)
+            sample |= self._planes(index, number, scene, radio_map)
+        except (ValueError, OSError, EOFError) as error:
+            sample["error"] = " ".join(str(error).split())
+        return sample
+
+    def _planes(self, index: int, number: int, scene: Scene, radio_map: RadioMap) -> Sample:
+        config = self.config
+        rng = np.random.default_rng([self.seed, number, 1])
+        turns, flip = 0, False
+        if self.training and (config.symmetries or config.horizontal_flip):
+            turns, flip = draw_symmetry(scene.shape, rng, flips_only=not config.symmetries)
+            scene, radio_map = apply_symmetry(scene, radio_map, turns, flip)
+        if config.crop:
+            keep = config.crop_keeps_transmitter, config.transmitter_margin
+            if self.training:
+                scene, radio_map = random_crop(scene, radio_map, config.crop, rng, *keep)
+            else:
+                scene, radio_map = middle_crop(scene, radio_map, config.crop, *keep)
+        sample: Sample = {"free": (~scene.buildings)[None].astype(np.float32)}
+        if config.condition_channels:
+            sample["condition"] = make_planes(scene, radio_map, config.condition_channels)
+        if self.latents is not None:
+            sample["mean"], sample["std"] = self.latents.read(index, turns, flip)
+        else:
+            sample["image"] = make_planes(scene, radio_map, config.image_channels)
+        if not self.training:
+            sample["scene"], sample["map"] = scene, radio_map
+        return sample
+
+
+class StreamedSamples(IterableDataset):
+    """The same for data that come as a stream, in the stream's order. Resuming reads and drops what was seen."""
+
+    def __init__(self, samples: Samples, sampler: BatchNumbers):
+        self.samples, self.sampler = samples, sampler
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        batches = iter(self.sampler)
+        wanted = next(batches)
+        batch: list[Sample] = []
+        for number, pair in enumerate(self._pairs()):
+            if number not in wanted:
+                continue
+            batch.append(self.samples.make(number, number, lambda pair=pair: pair))
+            if len(batch) == len(wanted):
+                yield batch
+                wanted, batch = next(batches), []
+
+    def _pairs(self) -> Iterator[Pair]:
+        epoch = 0
+        while True:
+            if hasattr(self.samples.source, "set_epoch"):
+                self.samples.source.set_epoch(epoch)
+            empty = True
+            for count, pair in enumerate(self.samples.source):
+                if self.samples.config.limit is not None and count >= self.samples.config.limit:
+                    break
+                empty = False
+                yield pair
+            if empty:
+                raise ValueError("the data stream is empty: check data.source and data.train_split")
+            epoch += 1
+
+
+class BatchNumbers:
+    """The sample numbers of this process's batches, for ever, from `start` on.
+
+    All processes together take consecutive numbers; each takes its own slice of every global batch.
+    """
+
+    def __init__(self, batch_size: int, start: int = 0, rank: int = 0, processes: int = 1):
+        self.batch_size, self.start, self.rank, self.processes = batch_size, start, rank, processes
+
+    def __iter__(self) -> Iterator[range]:
+        first = self.start + self.rank * self.batch_size
+        while True:
+            yield range(first, first + self.batch_size)
+            first += self.batch_size * self.processes
+
+
+class ShuffledBatches(Sampler):
+    """(index, number) pairs of each batch; every epoch is a permutation that the seed and the epoch decide."""
+
+    def __init__(self, size: int, numbers: BatchNumbers, seed: int):
+        self.size, self.numbers, self.seed = size, numbers, seed
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for numbers in self.numbers:
+            yield [(self.index(n), n) for n in numbers]
+
+    def index(self, number: int) -> int:
+        epoch, position = divmod(number, self.size)
+        return int(_permutation(self.size, self.seed, epoch)[position])
+
+
+@lru_cache(maxsize=2)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 2]).permutation(size)
+
+
+def training_batches(
+    samples: Samples, batch_size: int, start: int = 0, rank: int = 0, processes: int = 1
+) -> Iterator[Sample]:
+    """Endless batches from sample number `start` on: dictionaries of stacked tensors, and lists for the rest."""
+    numbers = BatchNumbers(batch_size, start, rank, processes)
+    common = {
+        "worker_init_fn": _start_worker,
+        # its own generator, so that starting workers draws nothing from the global one: resuming would shift it
+        "generator": torch.Generator().manual_seed(0),
+        "pin_memory": torch.cuda.is_available(),
+    }
+    workers = samples.config.workers
+    if samples.config.streaming:
+        return iter(DataLoader(StreamedSamples(samples, numbers), batch_size=None, collate_fn=stack_samples,
+                               num_workers=min(workers, 1), **common))  # fmt: skip
+    if len(samples) == 0:
+        raise ValueError("the training split is empty: check data.source, data.train_split and data.options")
+    sampler = ShuffledBatches(len(samples), numbers, samples.seed)
+    return iter(DataLoader(samples, batch_sampler=sampler, collate_fn=stack_samples, num_workers=workers, **common))
+
+
+def stack_samples(samples: list[Sample]) -> Sample:
+    """Stack arrays to tensors and list the rest; a batch with an unreadable sample holds no tensors, only `errors`."""
+    batch: Sample = {key: [s[key] for s in samples] for key in ("index", "number", "seed", "name")}
+    batch["errors"] = [f"{s['name']}: {s['error']}" for s in samples if "error" in s]
+    if batch["errors"]:
+        return batch
+    for key in samples[0].keys() - batch.keys():
+        values = [s[key] for s in samples]
+        if isinstance(values[0], np.ndarray):
+            shapes = {v.shape for v in values}
+            if len(shapes) > 1:
+                sizes = " and ".join(f"{s[-1]} x {s[-2]}" for s in sorted(shapes))
+                raise ValueError(f"maps of {sizes} pixels do not fit in one batch: set data.crop, or train.batch_size 1")
+            batch[key] = torch.from_numpy(np.stack(values))
+        else:
+            batch[key] = values
+    return batch
+
+
+def file_name(source, index: int, scene: Scene) -> str:
+    """What to call a sample in a report: its file where the data set knows it."""
+    files = getattr(source, "files", None)
+    if callable(files):
+        return str(files(index))
+    return scene.name or f"sample {index}"
+
+
+def generators(batch: Sample, purpose: str) -> list[torch.Generator]:
+    """One generator a sample for one purpose, the same whatever the batch around it (see the top of this file)."""
+    made = []
+    for seed, number in zip(batch["seed"], batch["number"]):
+        sequence = np.random.SeedSequence([seed, number, zlib.crc32(purpose.encode())])
+        made.append(torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1)))
+    return made
+
+
+def noise_like(sample: Tensor, batch: Sample, purpose: str) -> Tensor:
+    """Standard normal noise of this shape from the samples' own generators."""
+    drawn = [torch.randn(sample.shape[1:], generator=g) for g in generators(batch, purpose)]
+    return torch.stack(drawn).to(sample.device, sample.dtype)
+
+
+def _start_worker(_: int) -> None:
+    # The main process decides when to stop. A worker that inherited its handlers would outlive the run's SIGTERM.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

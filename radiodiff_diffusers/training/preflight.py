@@ -1,0 +1,83 @@
+"""Before a run starts: what will happen, in one block, and a stop where the configuration contradicts itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import TrainConfig
+
+
+def check_train_config(train: TrainConfig, device: torch.device) -> None:
+    """One line for the first contradiction found."""
+    for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "log_steps"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
+    if train.mixed_precision not in ("no", "fp16", "bf16"):
+        raise ValueError(f"train.mixed_precision is {train.mixed_precision!r}; choose no, bf16 or fp16")
+    if train.mixed_precision == "fp16" and device.type == "cpu":
+        raise ValueError("train.mixed_precision is fp16 but there is no GPU: use bf16 or no")
+    if train.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("train.mixed_precision is bf16, which this GPU does not have: use fp16 or no")
+    if train.lr_warmup_steps >= train.max_steps > 1:
+        raise ValueError(
+            f"train.lr_warmup_steps ({train.lr_warmup_steps}) is not below train.max_steps ({train.max_steps}): "
+            "the learning rate would never be reached"
+        )
+    if train.resume and train.init_from:
+        raise ValueError(
+            "train.resume goes on with a run, train.init_from starts a new one from other weights: give one of them"
+        )
+    if len(train.adam_betas) != 2:
+        raise ValueError(f"train.adam_betas must be two numbers; got {train.adam_betas}")
+
+
+def describe_run(run: Any) -> str:
+    """The block that a run prints before its first step."""
+    train, accelerator = run.config.train, run.accelerator
+    batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+    size = run.dataset_size
+    lines = [
+        f"recipe        {run.recipe}, {train.max_steps:,} steps into {train.output_dir}",
+        f"machine       {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision asked {train.mixed_precision}, had {accelerator.mixed_precision}",
+        f"batch         {train.batch_size} x {train.gradient_accumulation_steps} accumulated x "
+        f"{accelerator.num_processes} process(es) = {batch}",
+    ]
+    if size is None:
+        lines.append("data          a stream")
+    else:
+        lines.append(
+            f"data          {size:,} samples, {math.ceil(size / batch):,} steps an epoch, "
+            f"{train.max_steps * batch / size:.1f} epochs"
+        )
+    for name, model in run.models.items():
+        trained, frozen = count_parameters(model)
+        averaged = ", averaged" if name in run.averages else ""
+        lines.append(f"model         {name}: {trained:,} parameters trained, {frozen:,} frozen{averaged}")
+    lines.append(f"memory        {memory_estimate_gb(run):.2f} GB for weights, gradients, AdamW and averages; activations besides")
+    lines.append(
+        f"learning rate {train.learning_rate:g}, {train.lr_schedule}"
+        + (f" to {train.lr_floor:g}" if train.lr_floor else "")
+        + (f", {train.lr_warmup_steps} steps of warm-up" if train.lr_warmup_steps else "")
+    )
+    if run.step:
+        lines.append(f"resumes       at step {run.step:,}, sample {run.samples_seen:,}")
+    return "\n".join(lines)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters()) - trained
+
+
+def memory_estimate_gb(run: Any) -> float:
+    """Weights (4 bytes), gradients (4) and AdamW (8) of what is trained, averages (4), weights of what is frozen."""
+    total = 0
+    for name, model in run.models.items():
+        trained, frozen = count_parameters(model)
+        total += 16 * trained + 4 * frozen + (4 * trained if name in run.averages else 0)
+    return total / 1e9

@@ -1,0 +1,118 @@
+"""A finished run as a folder that `from_pretrained` loads and the Hub shows: weights, model card, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+logger = logging.getLogger(__name__)
+
+
+def finish_folder(folder: Path, run_folder: Path, config: Any, recipe: str, usage: str, steps: int) -> None:
+    """Model card and pictures beside the weights that a recipe has saved in `folder`; readable by others."""
+    folder, run_folder = Path(folder), Path(run_folder)
+    strip_local_paths(folder)
+    validations = read_events(run_folder / "metrics.jsonl", "validation")
+    last = validations[-1] if validations else None
+    if last and last.get("images") and (run_folder / last["images"]).exists():
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copy(run_folder / last["images"], folder / "images" / "validation.png")
+    (folder / "training_config.yaml").write_text(yaml.safe_dump(_public(asdict(config)), sort_keys=False))
+    name = config.hub.model_id or Path(config.train.output_dir).name
+    (folder / "README.md").write_text(model_card(name, config, recipe, usage, steps, last))
+    for path in [folder, *folder.rglob("*")]:
+        # safetensors writes files that only their owner can read
+        os.chmod(path, 0o755 if path.is_dir() else 0o644)
+
+
+def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, validation: dict[str, Any] | None) -> str:
+    """The README.md of a model repository, with the front matter that the Hub reads."""
+    front = {
+        "license": config.hub.license,
+        "library_name": "diffusers",
+        "tags": ["radio-map", "radiodiff", "radiodiff_diffusers", recipe],
+    }
+    data = config.data
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {name}", ""]
+    lines += [f"Trained with the `{recipe}` recipe of radiodiff_diffusers for {steps:,} optimiser steps.", ""]
+    lines += ["## How to use", "", "```python", usage.strip(), "```", ""]
+    lines += ["## Data", "", f"- source: `{_public_source(data.source)}`, split `{data.train_split}`"]
+    if data.options:
+        options = ", ".join(f"{k} = {v}" for k, v in _public(data.options).items())
+        lines.append(f"- options: {options}")
+    if data.condition_channels:
+        lines.append(f"- conditioned on: {', '.join(data.condition_channels)}")
+    lines += [f"- predicts: {', '.join(data.image_channels)}", "", "## Results", ""]
+    if validation:
+        lines += [
+            f"On {validation['scenes']} scenes of split `{data.validation_split}` at step {validation['step']:,}, per map and "
+            f"then averaged, protocol `{validation['protocol']}`:",
+            "",
+            "| NMSE | RMSE | SSIM | PSNR (dB) |",
+            "|---|---|---|---|",
+            f"| {validation['nmse']:.5f} | {validation['rmse']:.4f} | {validation['ssim']:.4f} | {validation['psnr']:.2f} |",
+            "",
+        ]
+        if validation.get("images"):
+            lines += ["![Truth, prediction, error](images/validation.png)", "", "Each row: truth, prediction, error.", ""]
+    else:
+        lines += ["This run was not validated.", ""]
+    configuration = yaml.safe_dump(_public(asdict(config)), sort_keys=False).strip()
+    lines += ["## Configuration", "", "```yaml", configuration, "```", ""]
+    lines += ["## Licence", "", f"{config.hub.license}. The training data may have terms of their own.", ""]
+    return "\n".join(lines)
+
+
+def push_folder(folder: Path, config: Any) -> str:
+    """Upload the folder; the repository's address."""
+    from huggingface_hub import create_repo, upload_folder
+
+    name = config.hub.model_id or Path(config.train.output_dir).name
+    repository = create_repo(name, private=config.hub.private, exist_ok=True)
+    upload_folder(repo_id=repository.repo_id, folder_path=str(folder), commit_message="Trained with radiodiff_diffusers")
+    logger.info("uploaded to %s", repository.url)
+    return repository.repo_id
+
+
+def strip_local_paths(folder: Path) -> None:
+    """diffusers writes where a component was loaded from: a path of this machine, which is nobody else's business."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def read_events(path: Path, event: str) -> list[dict[str, Any]]:
+    """Lines of one kind from a metrics.jsonl."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if values.get("event") == event:
+            found.append(values)
+    return found
+
+
+def _public(values: Any) -> Any:
+    """Folders of this machine by their last part only."""
+    if isinstance(values, dict):
+        return {k: _public(v) for k, v in values.items()}
+    if isinstance(values, list):
+        return [_public(v) for v in values]
+    return Path(values).name if isinstance(values, str) and values.startswith(("/", "~", "..")) else values
+
+
+def _public_source(source: str) -> str:
+    return _public(source)
