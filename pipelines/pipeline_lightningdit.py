@@ -221,7 +221,7 @@ class LightningDiTPipeline(LoraLoaderMixin, DiffusionPipeline):
         """
         # 1. inputs
         labels = torch.as_tensor(class_labels).flatten()
-        if labels.is_floating_point():
+        if labels.is_floating_point() and labels.numel():
             raise ValueError(f"class_labels must be integers, given {class_labels}")
         if guidance_interval is None:
             guidance_interval = (0.0, 1.0)
