@@ -1,0 +1,116 @@
+"""Reading 8-bit gray PNGs in a fraction of the time a general image library takes: what fills most of a data loader's
+day.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from ..scene import MAX_PIXELS, read_image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHUNK = 1 << 18
+_GRAY_8_BIT = (8, 0, 0, 0, 0)  # bit depth, colour type, compression, filter, interlace
+
+
+def read_gray(path: str | Path) -> np.ndarray:
+    """(H, W) uint8 of a gray picture. Any other kind of image goes through `read_image`; a broken file gives a
+    ValueError.
+    """
+    try:
+        data = _read_bytes(path)
+    except OSError:
+        return read_image(path)  # says what is wrong
+    shape, packed = _gray_chunks(data)
+    if shape is None:
+        return read_image(path)
+    height, width = shape
+    try:
+        rows = np.frombuffer(zlib.decompress(packed), np.uint8)
+    except zlib.error as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if rows.size != height * (width + 1):
+        raise ValueError(f"{path} is damaged: {rows.size} bytes of pixels, {height * (width + 1)} expected")
+    rows = rows.reshape(height, width + 1)
+    if not rows[:, 0].any():
+        return rows[:, 1:]
+    if rows[:, 0].max() > 4:
+        raise ValueError(f"{path} is damaged: it uses a row filter that PNG does not know")
+    return _undo_filters(rows)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    """The whole file in as few system calls as possible: they are half the cost of a small file."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        parts = [os.read(file, _CHUNK)]
+        while len(parts[-1]) == _CHUNK:
+            parts.append(os.read(file, _CHUNK))
+        return b"".join(parts)
+    finally:
+        os.close(file)
+
+
+def _gray_chunks(data: bytes) -> tuple[tuple[int, int] | None, bytes]:
+    """Size and compressed pixels of an 8-bit gray PNG; `None` where it is anything else."""
+    if data[:8] != _SIGNATURE or len(data) < 33 or data[12:16] != b"IHDR":
+        return None, b""
+    width, height, *kind = struct.unpack(">IIBBBBB", data[16:29])
+    if tuple(kind) != _GRAY_8_BIT or not 0 < width * height <= MAX_PIXELS:
+        return None, b""
+    parts, at = [], 33
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        if name == b"IDAT":
+            parts.append(data[at + 8 : at + 8 + size])
+        elif name == b"IEND":
+            break
+        at += 12 + size
+    return (height, width), b"".join(parts)
+
+
+@njit(cache=True, nogil=True)
+def _undo_filters(rows: np.ndarray) -> np.ndarray:
+    """PNG stores each row as its difference from a guess made of its neighbours; the row's first byte says which
+    guess.
+    """
+    height, width = rows.shape[0], rows.shape[1] - 1
+    out = np.empty((height, width), np.uint8)
+    above = np.zeros(width, np.uint8)
+    for y in range(height):
+        kind, row, done = rows[y, 0], rows[y, 1:], out[y]
+        left = corner = 0
+        if kind == 0:
+            done[:] = row
+        elif kind == 1:
+            for x in range(width):
+                left = (row[x] + left) & 255
+                done[x] = left
+        elif kind == 2:
+            for x in range(width):
+                done[x] = (row[x] + above[x]) & 255
+        elif kind == 3:
+            for x in range(width):
+                left = (row[x] + ((left + above[x]) >> 1)) & 255
+                done[x] = left
+        else:  # Paeth: whichever neighbour is nearest to left + up - corner
+            for x in range(width):
+                up = np.int64(above[x])
+                to_left, to_up, to_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
+                guess = corner
+                if to_left <= to_up and to_left <= to_corner:
+                    guess = left
+                elif to_up <= to_corner:
+                    guess = up
+                left = (row[x] + guess) & 255
+                done[x] = left
+                corner = up
+        above = done
+    return out
