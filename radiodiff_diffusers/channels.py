@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from .plugins import load_plugins
-from .rays import detour, obstructed_metres
+from .rays import detour, distance_metres, obstructed_metres
 from .scene import GainScale, Scene
 
 
@@ -157,15 +157,6 @@ def measurements(scene: Scene) -> np.ndarray:
 @register_channel("measured")
 def measured(scene: Scene) -> np.ndarray:
     return _signed(~np.isnan(_needed(scene, "measurements")))
-
-
-def distance_metres(scene: Scene) -> np.ndarray:
-    """(H, W) metres from the transmitter, along the ground."""
-    x, y = scene.require_transmitter("a distance channel")
-    height, width = scene.shape
-    across = (np.arange(width, dtype=np.float32) - np.float32(x)) ** 2
-    down = (np.arange(height, dtype=np.float32) - np.float32(y)) ** 2
-    return np.sqrt(across[None, :] + down[:, None]) * np.float32(scene.metres_per_pixel)
 
 
 def _signed(mask: np.ndarray) -> np.ndarray:

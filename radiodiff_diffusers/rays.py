@@ -20,7 +20,7 @@ EXPONENT = 28.0
 CORNER = 2.085
 PER_DEGREE = 0.1545
 LARGEST_TURN = 70.0
-ROOF_CLIMB = 7.0  # dB of the climb onto the first roof
+ROOF = 2.0  # dB more over the roofs than round two corners of the same turns
 
 GRAZE = 1e-6  # pixels of obstacle that still count as none
 # Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see `_cast_to_border`).
@@ -49,10 +49,19 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         covered, first, last = _straight_rays(scene)
         metres = scene.metres_per_pixel
         loss, turn = _round_corners(scene.obstacles, covered <= 0, x, y, metres)
-        roof, climb = _over_roofs(first * metres, last * metres, scene.building_height - scene.receiver_height)
+        roof, climb = _over_roofs(scene, first * metres, last * metres)
         over = (covered > 0) & (roof < loss)
         memory["_detour"] = np.where(over, roof, loss), np.where(over, climb, turn)
     return memory["_detour"]
+
+
+def distance_metres(scene: Scene) -> np.ndarray:
+    """(H, W) metres from the transmitter to each pixel's centre, along the ground."""
+    x, y = scene.require_transmitter("a distance channel")
+    height, width = scene.shape
+    across = (np.arange(width, dtype=np.float32) - np.float32(x)) ** 2
+    down = (np.arange(height, dtype=np.float32) - np.float32(y)) ** 2
+    return np.sqrt(across[None, :] + down[:, None]) * np.float32(scene.metres_per_pixel)
 
 
 def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,12 +75,15 @@ def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return memory["_rays"]
 
 
-def _over_roofs(before: np.ndarray, after: np.ndarray, climb: float) -> tuple[np.ndarray, np.ndarray]:
+def _over_roofs(scene: Scene, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Loss and turn of the way up at the first wall, straight over, and down at the last; distances in metres."""
-    length = np.hypot(before, climb) + np.hypot(after, climb)
-    down = np.degrees(np.arctan2(climb, after))
-    loss = EXPONENT * np.log10(np.maximum(length, 1.0)) + ROOF_CLIMB + CORNER + PER_DEGREE * np.minimum(down, LARGEST_TURN)
-    return loss.astype(np.float32), (2 * down).astype(np.float32)
+    climb = scene.building_height - scene.receiver_height
+    between = np.maximum(distance_metres(scene) - before - after, 0.0)
+    length = np.hypot(before, climb) + between + np.hypot(after, climb)
+    up, down = np.degrees(np.arctan2(climb, before)), np.degrees(np.arctan2(climb, after))
+    turns = 2 * CORNER + ROOF + PER_DEGREE * (np.minimum(up, LARGEST_TURN) + np.minimum(down, LARGEST_TURN))
+    loss = EXPONENT * np.log10(np.maximum(length, 1.0)) + turns
+    return loss.astype(np.float32), (up + down).astype(np.float32)
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,262 @@
+"""Train the model that ships with the package: RadioDiff in pixels, on simulated maps, from nothing.
+
+    python examples/default_model/train.py prepare --data data/made_up data/towns data/florence
+    python examples/default_model/train.py train --out runs/default_model --hours 2
+    python examples/default_model/train.py export --out runs/default_model
+
+`prepare` computes every scene's channels once. `train` goes on where it stopped; `export` writes the pipeline folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.training_utils import EMAModel
+
+from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel, Scene
+from radiodiff_diffusers.channels import condition_planes
+from radiodiff_diffusers.geometry import rasterize
+from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
+from radiodiff_diffusers.scene import read_image
+
+
+CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
+MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
+CACHE = Path("data/default_model_cache")
+HELD_OUT_MADE_UP = 40  # the last made-up cities choose nothing and teach nothing: they tell how training goes
+
+
+# Data: every scene's channels and map, once, in flat files that are mapped into memory -----------------------------------
+
+
+def list_maps(folder: Path) -> list[tuple[str, int, int]]:
+    names = sorted((p.stem for p in (folder / "gain/DPM").glob("*.png")), key=lambda s: tuple(map(int, s.split("_"))))
+    return [(str(folder), *map(int, name.split("_"))) for name in names]
+
+
+def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
+
+    Half of the maps see the buildings as RadioMapSeer's masks draw them, half a pixel off the map, and half exactly.
+    """
+    folder, map_id, tx_id = job
+    root = Path(folder)
+    gray = read_image(root / f"gain/DPM/{map_id}_{tx_id}.png")
+    x, y = json.loads((root / f"antenna/{map_id}.json").read_text())[tx_id]
+    buildings = read_image(root / f"png/buildings_complete/{map_id}.png") > 127
+    if (map_id + tx_id) % 2:
+        rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
+        outlines = [(np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings]
+        buildings = rasterize(outlines, gray.shape)
+    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y))
+    return condition_planes(scene, CHANNELS).astype(np.float16), gray, buildings
+
+
+def prepare(folders: list[Path], workers: int) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        jobs = list_maps(folder)
+        size = read_image(Path(folder) / "gain/DPM/0_0.png").shape
+        planes = np.lib.format.open_memmap(
+            CACHE / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(CHANNELS), *size)
+        )
+        maps = np.lib.format.open_memmap(CACHE / f"{folder.name}_maps.npy", "w+", np.uint8, (len(jobs), *size))
+        free = np.lib.format.open_memmap(CACHE / f"{folder.name}_free.npy", "w+", np.bool_, (len(jobs), *size))
+        with ProcessPoolExecutor(workers) as pool:
+            for i, (plane, gray, mask) in enumerate(pool.map(compute, jobs, chunksize=16)):
+                planes[i], maps[i], free[i] = plane, gray, (gray > 0) & ~mask
+        (CACHE / f"{folder.name}.json").write_text(json.dumps(jobs))
+        print(f"{folder}: {len(jobs)} maps", flush=True)
+
+
+class Maps:
+    """Prepared maps of several folders as one list; `batch` gives tensors, each turned one of the square's eight ways."""
+
+    def __init__(self, names: list[str], part: slice = slice(None)):
+        self.parts = [[np.load(CACHE / f"{n}_{kind}.npy", mmap_mode="r") for kind in ("planes", "maps", "free")] for n in names]
+        self.index = [(k, i) for k, (planes, _, _) in enumerate(self.parts) for i in range(len(planes))[part]]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, rows: list[int], turns: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+        out = []
+        for n, row in enumerate(rows):
+            k, i = self.index[row]
+            arrays = [part[i] for part in self.parts[k]]
+            if turns is not None:
+                arrays = [np.rot90(a, turns[n] % 4, (-2, -1)) for a in arrays]
+                arrays = [a.swapaxes(-2, -1) if turns[n] >= 4 else a for a in arrays]
+            out.append([torch.from_numpy(np.ascontiguousarray(a)) for a in arrays])
+        planes, maps, free = (torch.stack(column) for column in zip(*out, strict=True))
+        return planes.float(), maps[:, None].float() / 127.5 - 1, free[:, None].float()
+
+
+# Training ---------------------------------------------------------------------------------------------------------------
+
+
+def new_model(seed: int) -> RadioDiffUNet2DModel:
+    """A fresh model whose first guess is the approximate dominant path: training starts from physics, not from noise."""
+    torch.manual_seed(seed)
+    model = RadioDiffUNet2DModel(**MODEL)
+    head = model.drift_decoder.detail
+    torch.nn.init.zeros_(head.conv2.weight)
+    torch.nn.init.zeros_(head.conv2.bias)
+    torch.nn.init.zeros_(head.skip.weight)
+    # gain = -47.85 dB - 80 dB (plane + 1), on a scale of 49.58 dB a unit round -97.42 dB; at t = 1 the drift is -map,
+    # and the network's part of it is divided by sqrt(2)
+    slope, offset = -80 / 49.58, (-47.85 - 80 + 97.42) / 49.58
+    with torch.no_grad():
+        head.skip.weight[0, CHANNELS.index("detour_loss")] = -math.sqrt(2) * slope
+        head.skip.bias.fill_(-math.sqrt(2) * offset)
+    return model.to(memory_format=torch.channels_last)
+
+
+def loss_of(model, scheduler, planes, maps, free, t, noise) -> torch.Tensor:
+    """Squared error of map and noise on free ground. At t = 1 that is plain regression of the map."""
+    noised = scheduler.add_noise(maps, noise, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        drift, predicted = model(noised, t, planes).sample.float().chunk(2, dim=1)
+    share = free.sum((1, 2, 3)).clamp_min(1)
+    error = ((drift + maps).square() * free).sum((1, 2, 3)) / share
+    if bool((t == 1).all()):
+        return error.mean()
+    return (error + 0.1 * ((predicted - noise).square() * free).sum((1, 2, 3)) / share).mean()
+
+
+@torch.inference_mode()
+def evaluate(model, data: Maps, count: int, batch: int = 8) -> dict[str, float]:
+    """One-step maps: NMSE and RMSE in dB on free ground, per map and averaged."""
+    model.eval()
+    nmse, rmse = [], []
+    generator = torch.Generator().manual_seed(0)
+    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
+    for start in range(0, len(rows), batch):
+        planes, maps, free = data.batch(rows[start : start + batch])
+        noise = torch.randn(maps.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            drift = model(noise, 1.0, planes).sample.float().chunk(2, dim=1)[0]
+        guess, truth = (1 - drift.clamp(-1, 1)) / 2, (1 + maps) / 2
+        square = ((guess - truth).square() * free).sum((1, 2, 3))
+        nmse += (square / (truth.square() * free).sum((1, 2, 3))).tolist()
+        rmse += ((square / free.sum((1, 2, 3))).sqrt() * 99.16).tolist()
+    model.train()
+    return {"nmse": float(np.mean(nmse)), "rmse_db": float(np.mean(rmse))}
+
+
+def train(out: Path, train_sets: list[str], hours: float, batch: int, lr: float, one_step: float, seed: int, steps: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    model, scheduler = new_model(seed), ConstSDEScheduler()
+    ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    data = Maps(train_sets)
+    held_out = train_sets.index("made_up"), len(Maps(["made_up"])) - 2 * HELD_OUT_MADE_UP
+    data.index = [(k, i) for k, i in data.index if k != held_out[0] or i < held_out[1]]
+    watched = {"made_up": Maps(["made_up"], slice(-2 * HELD_OUT_MADE_UP, None)), "florence": Maps(["florence"])}
+    resume, done, spent = out / "resume.pt", 0, 0.0
+    if resume.exists():
+        saved = torch.load(resume, weights_only=True)
+        model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done, spent = saved["step"], saved["seconds"]
+    started, last = time.monotonic(), time.monotonic()
+    total = hours * 3600
+    log = (out / "log.jsonl").open("a")
+    running = []
+    model.train()
+    for step in range(done, steps):
+        rng = np.random.default_rng([seed, step])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        now = spent + time.monotonic() - started
+        progress = min(now / total, 1.0)
+        if progress >= 1.0:
+            break
+        for group in optimizer.param_groups:  # warm-up, then a cosine to a tenth, over the hours given
+            group["lr"] = lr * min((step + 1) / 200, 1.0) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+        rows = rng.integers(len(data), size=batch)
+        planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
+        planes = planes.contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(maps.shape, generator=generator)
+        t = torch.ones(batch) if rng.random() < one_step else scheduler.sample_timesteps(batch, generator)
+        loss = loss_of(model, scheduler, planes, maps, free, t, noise)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+            ema.step(model.parameters())
+        optimizer.zero_grad()
+        if float(t[0]) == 1.0:
+            running.append(loss.item())
+        if time.monotonic() - last > 240 or step == steps - 1:
+            last = time.monotonic()
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            scores = {name: evaluate(model, maps_, 32) for name, maps_ in watched.items()}
+            ema.restore(model.parameters())
+            row = {"step": step + 1, "hours": now / 3600, "loss": float(np.mean(running[-200:] or [0])), **scores}
+            print(json.dumps(row), flush=True)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            save(resume, model, ema, optimizer, step + 1, spent + time.monotonic() - started)
+    save(resume, model, ema, optimizer, step + 1, spent + time.monotonic() - started)
+
+
+def save(path: Path, model, ema, optimizer, step: int, seconds: float) -> None:
+    state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "step": step, "seconds": seconds}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def export(out: Path, folder: Path, num_inference_steps: int) -> None:
+    """The averaged weights as a pipeline folder, in half precision."""
+    model = RadioDiffUNet2DModel(**MODEL)
+    saved = torch.load(out / "resume.pt", weights_only=True)
+    model.load_state_dict(saved["model"])
+    ema = EMAModel(model.parameters())
+    ema.load_state_dict(saved["ema"])
+    ema.copy_to(model.parameters())
+    scheduler = ConstSDEScheduler(final_denoise=False, clip_sample=True)
+    pipeline = RadioDiffPipeline(unet=model.half().eval(), scheduler=scheduler, num_inference_steps=num_inference_steps)
+    pipeline.save_pretrained(folder)
+    print(f"{folder}: {saved['step']} steps, {saved['seconds'] / 3600:.2f} hours")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("prepare")
+    command.add_argument("--data", type=Path, nargs="+", required=True)
+    command.add_argument("--workers", type=int, default=os.cpu_count())
+    command = commands.add_parser("train")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
+    command.add_argument("--hours", type=float, default=2.0)
+    command.add_argument("--steps", type=int, default=10**9)
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--lr", type=float, default=1e-3)
+    command.add_argument("--one-step", type=float, default=0.6, help="share of batches at t = 1")
+    command.add_argument("--seed", type=int, default=0)
+    command = commands.add_parser("export")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model"))
+    command.add_argument("--steps", type=int, default=1)
+    args = parser.parse_args()
+    if args.command == "prepare":
+        prepare(args.data, args.workers)
+    elif args.command == "train":
+        train(args.out, args.sets, args.hours, args.batch, args.lr, args.one_step, args.seed, args.steps)
+    else:
+        export(args.out, args.folder, args.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,453 @@
+"""Radio maps of scenes by RadioDiff's diffusion, in latents or in pixels, at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.utils import BaseOutput, replace_example_docstring
+
+from radiodiff_diffusers.channels import check_channels, condition_planes
+from radiodiff_diffusers.lora import LoraLoaderMixin
+from radiodiff_diffusers.models.radiodiff_unet import RadioDiffUNet2DModel
+from radiodiff_diffusers.saving import SavedPipelineMixin
+from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
+from radiodiff_diffusers.schedulers.scheduling_const_sde import ConstSDEScheduler
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline, Scene
+
+        >>> pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL)
+        >>> scene = Scene("city.png", transmitter=(87, 120))
+        >>> radio_map = pipe(scene).maps[0]
+        >>> radio_map.gain_db[40, 200]
+        >>> radio_map.save("map.png")
+        ```
+"""
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+GAIN_SCALES = {"radiomapseer": GainScale.RADIOMAPSEER, "indoor": GainScale.INDOOR}
+# Maps of more pixels go through in tiles unless `tile_size` says otherwise; so many pixels share a batch.
+LARGEST_PIECE = 1024 * 1024
+PIXELS_A_BATCH = 16 * 256 * 256
+
+
+@dataclass
+class RadioDiffPipelineOutput(BaseOutput):
+    """
+    What [`RadioDiffPipeline`] gives.
+
+    Args:
+        images: The maps as pictures, one a scene, on the model's gray scale: a list of 8-bit PIL images, or for
+            `output_type` `"np"` `(n, height, width, 1)` and for `"pt"` `(n, 1, height, width)` in [0, 1] (a list where
+            the scenes differ in size). For `"latent"` the final samples, `num_maps` in a row for each scene.
+        maps (`list[RadioMap]`): The maps in dB, one a scene: the mean of its samples, with their standard deviation in
+            `std_db` when there are several. `None` for `"latent"`.
+        samples (`list[np.ndarray]`): Each scene's single samples, `(num_maps, height, width)` in dB.
+    """
+
+    images: Any
+    maps: list[RadioMap] | None = None
+    samples: list[np.ndarray] | None = None
+
+
+class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
+    r"""
+    From what is known of a place to its radio map.
+
+    Args:
+        unet ([`RadioDiffUNet2DModel`]): Predicts drift and noise from a noisy map and the scene's condition channels.
+        scheduler ([`ConstSDEScheduler`]): Goes from noise to a map.
+        vae ([`AutoencoderKL`], *optional*): Between latents and maps; a model without one works on pixels.
+        num_inference_steps (`int`, defaults to 5): The number of steps that suits the model.
+        gain_scale (`str`, defaults to `"radiomapseer"`): What its gray values mean: `"radiomapseer"` or `"indoor"`.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
+    _lora_loadable_modules = ["unet"]
+    unet_name = "unet"
+
+    def __init__(
+        self,
+        unet: RadioDiffUNet2DModel,
+        scheduler: ConstSDEScheduler,
+        vae: AutoencoderKL | None = None,
+        num_inference_steps: int = 5,
+        gain_scale: str = "radiomapseer",
+    ):
+        super().__init__()
+        if gain_scale not in GAIN_SCALES:
+            raise ValueError(f"gain_scale is {gain_scale!r}: expected one of {', '.join(GAIN_SCALES)}")
+        if unet is not None:
+            check_channels(unet.config.condition_channels)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(num_inference_steps=num_inference_steps, gain_scale=gain_scale)
+        vae = getattr(self, "vae", None)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae else 1
+
+    @property
+    def num_timesteps(self):
+        return self._num_timesteps
+
+    @property
+    def interrupt(self):
+        return self._interrupt
+
+    @property
+    def gain_scale(self) -> GainScale:
+        return GAIN_SCALES[self.config.gain_scale]
+
+    def check_inputs(
+        self, conditions, num_inference_steps, num_maps, generator, latents, output_type, tile_size, tile_overlap, names
+    ):
+        """Everything that can be wrong with a call, said in one line before any work is done."""
+        if not conditions:
+            raise ValueError("no scene was given: pass a Scene, a list of scenes, or a condition tensor")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
+        if num_maps < 1:
+            raise ValueError(f"num_maps must be at least 1; got {num_maps}")
+        if isinstance(generator, list) and len(generator) != len(conditions):
+            raise ValueError(f"{len(generator)} generators for {len(conditions)} scenes: give one for each, or one for all")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
+        if tile_size is not None and tile_size < 4 * self.vae_scale_factor:
+            raise ValueError(f"tile_size is {tile_size}: expected at least {4 * self.vae_scale_factor} pixels")
+        if tile_overlap is not None and tile_overlap < 0:
+            raise ValueError(f"tile_overlap is {tile_overlap}: expected 0 or more pixels")
+        if tile_size is not None and tile_overlap is not None and 2 * tile_overlap > tile_size:
+            raise ValueError(f"tile_overlap {tile_overlap} is more than half of tile_size {tile_size}")
+        if latents is not None and len({c.shape[-2:] for c in conditions}) > 1:
+            raise ValueError("latents cannot be given for scenes of several sizes: call once a size")
+        unknown = set(names) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"a callback can ask for {self._callback_tensor_inputs}, not for {sorted(unknown)}")
+
+    def prepare_conditions(self, scene: Scene | list[Scene] | torch.Tensor) -> tuple[list[torch.Tensor], list[Scene | None]]:
+        """Each scene's condition planes, `(channels, height, width)`, and the scene itself where there is one."""
+        channels = list(self.unet.config.condition_channels)
+        if isinstance(scene, torch.Tensor):
+            planes = scene[None] if scene.ndim == 3 else scene
+            if planes.ndim != 4 or planes.shape[1] != len(channels):
+                raise ValueError(
+                    f"a condition tensor must be (batch, {len(channels)}, height, width) with the channels "
+                    f"{', '.join(channels)}; got shape {tuple(scene.shape)}"
+                )
+            if not torch.isfinite(planes).all():
+                raise ValueError("the condition tensor has values that are not finite")
+            return list(planes), [None] * len(planes)
+        scenes = list(scene) if isinstance(scene, (list, tuple)) else [scene]
+        for one in scenes:
+            if not isinstance(one, Scene):
+                raise ValueError(
+                    f"expected a Scene, a list of scenes or a condition tensor; got {type(one).__name__}. "
+                    "Make one with Scene(buildings, transmitter=(x, y))"
+                )
+        with ThreadPoolExecutor(max_workers=min(len(scenes), 8)) as pool:  # the ray kernels run without the GIL
+            planes = list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), scenes))
+        return planes, scenes
+
+    def prepare_latents(self, shape, generators, num_maps, device, latents=None) -> torch.Tensor:
+        """The noise to start from, float32; `latents` as given if they fit."""
+        if latents is None:
+            return _draw(shape, generators, num_maps, device)
+        expected = (len(generators) * num_maps, *shape)
+        if tuple(latents.shape) != expected:
+            raise ValueError(f"latents have the shape {tuple(latents.shape)}, expected {expected}")
+        return latents.to(device=device, dtype=torch.float32)
+
+    def denoise(self, latents, condition, num_maps, noises, progress, callback=None, callback_names=()) -> torch.Tensor:
+        """All steps for one batch (of whole maps or of tiles): its final samples."""
+        condition = condition.to(device=latents.device, dtype=self.unet.dtype)
+        features = self.unet.encode_condition(condition)
+        if num_maps > 1:
+            features = features.repeat_interleave(num_maps)
+        for i, t in enumerate(self.scheduler.timesteps):
+            if self.interrupt:
+                continue
+            output = self.unet(latents, t, condition_features=features, return_dict=False)[0]
+            latents = self.scheduler.step(output, t, latents, variance_noise=noises(i), return_dict=False)[0]
+            if callback is not None:
+                given = {"latents": latents}
+                kwargs = {}
+                for name in callback_names:
+                    kwargs[name] = given[name]
+                latents = (callback(self, i, t, kwargs) or {}).get("latents", latents)
+            progress.update()
+        return latents
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps in [-1, 1], `(batch, 1, height, width)`, from final samples."""
+        if self.vae is None:
+            return latents
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0].float()
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        scene: Scene | list[Scene] | torch.Tensor,
+        num_inference_steps: int | None = None,
+        num_maps: int = 1,
+        generator: torch.Generator | list[torch.Generator] | int | None = None,
+        latents: torch.Tensor | None = None,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ("latents",),
+    ) -> RadioDiffPipelineOutput | tuple:
+        r"""
+        Predict the radio map of every scene.
+
+        Args:
+            scene (`Scene`, a list of them, or `torch.Tensor`): What is known; scenes may differ in size. A tensor holds
+                ready condition planes, `(batch, channels, height, width)` in [-1, 1].
+            num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
+            num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation.
+            generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything that
+                is random. One generator (or a seed) serves every scene from its present state, so that a scene's map
+                does not depend on the others in the call.
+            latents (`torch.Tensor`, *optional*): The noise to start from, in place of drawing it.
+            tile_size (`int`, *optional*): Side in pixels of the tiles that a larger map is cut into; the model's own
+                size for maps above a megapixel where left out. Memory stays bounded, time grows with the area.
+            tile_overlap (`int`, *optional*): Pixels that neighbouring tiles share; a quarter of a tile where left out.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, defaults to `True`): Give a [`RadioDiffPipelineOutput`] rather than a tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, kwargs)` after each
+                step of each batch; may return `{"latents": ...}`.
+            callback_on_step_end_tensor_inputs (`list[str]`): What the callback's `kwargs` hold.
+
+        Examples:
+
+        Returns:
+            [`RadioDiffPipelineOutput`] or `tuple`: images, maps in dB, and single samples.
+        """
+        # 1. Check the call, compute the scenes' channels
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        conditions, scenes = self.prepare_conditions(scene)
+        self.check_inputs(
+            conditions, steps, num_maps, generator, latents, output_type, tile_size, tile_overlap,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        device = self._execution_device
+        self._interrupt = False
+        self.scheduler.set_timesteps(steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        generators = _one_each(generator, len(conditions), device)
+
+        # 2. Scenes of one size share batches; a map too large for one piece goes alone, in tiles
+        batches = list(self._batches(conditions, num_maps, tile_size, tile_overlap))
+        results: list[torch.Tensor | None] = [None] * len(conditions)
+        with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
+            for rows, tiles in batches:
+                final = self._run_batch(
+                    torch.stack([conditions[row] for row in rows]),
+                    [generators[row] for row in rows],
+                    None if latents is None else torch.cat([latents[r * num_maps : (r + 1) * num_maps] for r in rows]),
+                    num_maps, tiles, device, output_type == "latent", progress, callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                )  # fmt: skip
+                for row, result in zip(rows, final.split(num_maps), strict=True):
+                    results[row] = result
+
+        # 3. From the network's [-1, 1] to dB and pictures
+        self.maybe_free_model_hooks()
+        if output_type == "latent":
+            same = len({r.shape for r in results}) == 1
+            output = RadioDiffPipelineOutput(images=torch.cat(results) if same else results)
+        else:
+            output = self._finish(results, scenes, output_type)
+        return output if return_dict else output.to_tuple()
+
+    def _batches(self, conditions, num_maps, tile_size, tile_overlap) -> Iterator[tuple[list[int], list[_Tile]]]:
+        """Which scenes go together, and the tiles they are cut into (one tile is the whole map)."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for row, condition in enumerate(conditions):
+            by_size.setdefault(tuple(condition.shape[-2:]), []).append(row)
+        for (height, width), rows in by_size.items():
+            side = tile_size
+            if side is None and height * width > LARGEST_PIECE:
+                native = self.unet.config.sample_size
+                side = (native if isinstance(native, int) else max(native)) * self.vae_scale_factor
+            tiles = _tiles(height, width, side, tile_overlap, self.vae_scale_factor)
+            pixels = height * width if side is None else min(height, side) * min(width, side)
+            count = max(1, PIXELS_A_BATCH // (pixels * num_maps))
+            if len(tiles) > 1:
+                count = 1
+            for start in range(0, len(rows), count):
+                yield rows[start : start + count], tiles
+
+    def _run_batch(
+        self, condition, generators, latents, num_maps, tiles, device, keep_latents, progress, callback, callback_names
+    ) -> torch.Tensor:
+        """Final maps in [-1, 1] (or latents) of scenes of one size."""
+        factor = self.vae_scale_factor
+        height, width = condition.shape[-2:]
+        # a border that the autoencoder's strides do not divide is continued with its last pixels, and cut off at the end
+        condition = F.pad(condition, (0, -width % factor, 0, -height % factor), mode="replicate")
+        shape = (self.unet.config.in_channels, condition.shape[-2] // factor, condition.shape[-1] // factor)
+        latents = self.prepare_latents(shape, generators, num_maps, device, latents)
+        # every tile sees its part of the same noise, whatever the order of the tiles
+        drawn: dict[int, torch.Tensor] = {}
+
+        def noise_of(step: int) -> torch.Tensor | None:
+            if self.scheduler.config.get("solver") == "ode" or step + 1 == self._num_timesteps:
+                return None
+            if step not in drawn:
+                drawn[step] = _draw(shape, generators, num_maps, device)
+            return drawn[step]
+
+        pad = 1 if keep_latents else factor
+        channels = shape[0] if keep_latents else 1
+        total = torch.zeros(len(latents), channels, shape[1] * pad, shape[2] * pad)
+        weights = torch.zeros(shape[1] * pad, shape[2] * pad)
+        for tile in tiles:
+            small = tile.scaled(factor)
+
+            def noise_in_tile(step: int, window=small.window) -> torch.Tensor | None:
+                noise = noise_of(step)
+                return None if noise is None else noise[window]
+
+            final = self.denoise(
+                latents[small.window], condition[tile.window], num_maps, noise_in_tile, progress, callback, callback_names
+            )
+            result = final if keep_latents else self.decode_latents(final)[:, :1]
+            if len(tiles) == 1:
+                total = result.float().cpu()
+                break
+            place = small if keep_latents else tile
+            weight = place.weight()
+            total[place.window] += result.float().cpu() * weight
+            weights[place.window[-2:]] += weight
+        else:
+            total /= weights
+        return total if keep_latents else total[..., :height, :width]
+
+    def _finish(self, results, scenes, output_type) -> RadioDiffPipelineOutput:
+        maps, samples = [], []
+        for result, scene in zip(results, scenes, strict=True):
+            gain = self.gain_scale.from_unit(result[:, 0].numpy())
+            if scene is not None:
+                gain[:, scene.buildings] = self.gain_scale.floor_db
+            samples.append(gain)
+            several = len(gain) > 1
+            maps.append(
+                RadioMap(
+                    gain.mean(0),
+                    scale=self.gain_scale,
+                    metres_per_pixel=1.0 if scene is None else scene.metres_per_pixel,
+                    std_db=gain.std(0, ddof=1) if several else None,
+                )
+            )
+        images: Any = [one.to_image() for one in maps] if output_type == "pil" else [one.gray / 255 for one in maps]
+        if output_type == "np":
+            images = [image[..., None] for image in images]
+            images = np.stack(images) if len({image.shape for image in images}) == 1 else images
+        elif output_type == "pt":
+            images = [torch.from_numpy(image)[None] for image in images]
+            images = torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        return RadioDiffPipelineOutput(images=images, maps=maps, samples=samples)
+
+
+# Randomness ----------------------------------------------------------------------------------------------------------
+
+
+def _one_each(generator, count: int, device: torch.device) -> list[torch.Generator | None]:
+    """A generator for each scene. One for all is copied as it stands, so every scene draws the same numbers from it."""
+    if isinstance(generator, int) and not isinstance(generator, bool):
+        return [torch.Generator().manual_seed(generator) for _ in range(count)]
+    if isinstance(generator, torch.Generator) and count > 1:
+        copies = []
+        for _ in range(count - 1):
+            copy = torch.Generator(generator.device)
+            copy.set_state(generator.get_state())
+            copies.append(copy)
+        return [generator, *copies]
+    return generator if isinstance(generator, list) else [generator] * count
+
+
+def _draw(shape, generators, num_maps: int, device: torch.device) -> torch.Tensor:
+    """`(scenes * num_maps, *shape)` of standard normal noise, each scene's from its own generator."""
+    drawn = []
+    for generator in generators:
+        on = device if generator is None else generator.device
+        drawn.append(torch.randn((num_maps, *shape), generator=generator, device=on).to(device))
+    return torch.cat(drawn)
+
+
+# Tiles ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A part of a map, and how far its neighbours reach into it at the top, bottom, left and right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    shared: tuple[int, int, int, int]
+
+    @property
+    def window(self) -> tuple[Any, ...]:
+        return (..., slice(self.top, self.top + self.height), slice(self.left, self.left + self.width))
+
+    def scaled(self, factor: int) -> _Tile:
+        parts = (self.top, self.left, self.height, self.width)
+        return _Tile(*(v // factor for v in parts), tuple(v // factor for v in self.shared))
+
+    def weight(self) -> torch.Tensor:
+        """1 in the middle, falling to 0 over what the neighbours share, so that blended tiles show no seam."""
+        down = _ramp(self.height, self.shared[0], self.shared[1])
+        across = _ramp(self.width, self.shared[2], self.shared[3])
+        return down[:, None] * across[None, :]
+
+
+def _ramp(length: int, before: int, after: int) -> torch.Tensor:
+    at = torch.arange(length, dtype=torch.float32) + 0.5
+    rise = torch.ones(length) if before == 0 else (at / before).clamp(max=1)
+    fall = torch.ones(length) if after == 0 else ((length - at) / after).clamp(max=1)
+    smooth = torch.minimum(rise, fall)
+    return smooth * smooth * (3 - 2 * smooth)
+
+
+def _tiles(height: int, width: int, side: int | None, overlap: int | None, factor: int) -> list[_Tile]:
+    height, width = height + -height % factor, width + -width % factor
+    if side is None or (height <= side and width <= side):
+        return [_Tile(0, 0, height, width, (0, 0, 0, 0))]
+    side = max(side // factor, 1) * factor
+    overlap = side // 4 if overlap is None else overlap
+    rows = _spans(height, side, overlap, factor)
+    columns = _spans(width, side, overlap, factor)
+    return [
+        _Tile(top, left, bottom - top, right - left, (above, below, before, after))
+        for top, bottom, above, below in rows
+        for left, right, before, after in columns
+    ]
+
+
+def _spans(length: int, side: int, overlap: int, factor: int) -> list[tuple[int, int, int, int]]:
+    """Evenly spread pieces `(start, stop, shared before, shared after)` of one side, on multiples of `factor`."""
+    if length <= side:
+        return [(0, length, 0, 0)]
+    count = -(-(length - overlap) // (side - overlap))
+    starts = [round(i * (length - side) / (count - 1) / factor) * factor for i in range(count)]
+    spans = []
+    for i, start in enumerate(starts):
+        before = starts[i - 1] + side - start if i else 0
+        after = start + side - starts[i + 1] if i + 1 < count else 0
+        spans.append((start, start + side, before, after))
+    return spans
