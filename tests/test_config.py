@@ -10,7 +10,7 @@ from radiodiff_diffusers.training.config import DataConfig, TrainConfig, parse_c
 @dataclass
 class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(adam_betas=[0.5, 0.9]))
     terms: dict[str, float] = field(default_factory=dict)
 
 
@@ -27,6 +27,7 @@ def test_file_then_command_line(tmp_path):
     assert config.train.max_steps == 7 and isinstance(config.train.max_steps, int)
     assert config.train.mixed_precision == "no"  # YAML reads no as false
     assert config.terms == {"ssim": 1.0}
+    assert config.train.adam_betas == [0.5, 0.9]  # the recipe's own default
 
 
 def test_lists_nothing_and_dictionary_entries():

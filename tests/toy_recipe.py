@@ -79,7 +79,7 @@ def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None):
 def main(argv):
     config = parse_config(ToyConfig, argv)
     torch.set_num_threads(1)
-    run, step = make_run(config, model=toy_model(float(os.environ.get("TOY_DROPOUT", 0.1))))
+    run, step = make_run(config)
 
     def slow_step(batch):  # so that a test can hit it at a chosen moment
         if os.environ.get("TOY_SECONDS"):

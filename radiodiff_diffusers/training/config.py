@@ -16,7 +16,7 @@ import argparse
 import difflib
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,8 +39,8 @@ class DataConfig:
     options: dict = option({}, "what open_dataset takes for it, such as root, simulation or cars")
     train_split: str = option("train", "split to train on")
     validation_split: str = option("val", "split to validate on")
-    image_channels: list[str] = option(["map"], "planes to learn: map, edges, or a condition channel's name")
-    condition_channels: list[str] = option([], "planes to condition on: channels by name, or map")
+    image_channels: list[str] = option(["map"], "planes to learn: map, or a condition channel's name")
+    condition_channels: list[str] = option([], "planes to condition on, by name")
     limit: int | None = option(None, "use only the first so many samples")
     streaming: bool = option(False, "read samples in order as they come, without an index")
     crop: int | None = option(None, "side of random square crops in pixels; validation takes the middle")
@@ -134,7 +134,9 @@ def parse_config(cls: type[Config], argv: list[str] | None = None, description: 
     return build_config(cls, values, where=arguments.config or "the command line")
 
 
-def build_config(cls: type[Config], values: dict, where: str = "the configuration", path: str = "") -> Config:
+def build_config(
+    cls: type[Config], values: dict, where: str = "the configuration", path: str = "", base: Config | None = None
+) -> Config:
     """Fill a dataclass from a nested dictionary; unknown keys and wrong types stop with one line."""
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
@@ -142,14 +144,16 @@ def build_config(cls: type[Config], values: dict, where: str = "the configuratio
         if key not in known:
             raise ValueError(f"{where}: unknown key {path + str(key)!r}{_nearest(path + str(key), _all_keys(cls, path))}")
     filled = {}
+    defaults = base or cls()
     for name, value in values.items():
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {path + name} is a section with keys of its own; got {value!r}")
-            filled[name] = build_config(hints[name], value, where, f"{path}{name}.")
+            # on top of the recipe's own defaults for this section
+            filled[name] = build_config(hints[name], value, where, f"{path}{name}.", getattr(defaults, name))
         else:
             filled[name] = _coerce(value, hints[name], f"{where}: {path + name}")
-    return cls(**filled)
+    return replace(defaults, **filled)
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -176,13 +180,14 @@ def write_yaml(config: Any, path: str | Path) -> None:
 
 def _argument_names(cls: type) -> dict[str, tuple[list[str], dict]]:
     """Dotted key -> its flags (also the short one where it is the only one of its name) and its explanation."""
-    specs = {}
+    specs, defaults = {}, cls()
     for section in fields(cls):
-        hint = typing.get_type_hints(cls)[section.name]
-        for f in fields(hint) if is_dataclass(hint) else [section]:
-            dotted = f"{section.name}.{f.name}" if f is not section else f.name
-            default = f.default_factory() if callable(f.default_factory) else f.default
-            specs[dotted] = {"help": f.metadata.get("help", ""), "default": default}
+        value = getattr(defaults, section.name)
+        if is_dataclass(value):
+            for f in fields(value):
+                specs[f"{section.name}.{f.name}"] = {"help": f.metadata["help"], "default": getattr(value, f.name)}
+        else:
+            specs[section.name] = {"help": section.metadata.get("help", ""), "default": value}
     leaves = [dotted.rpartition(".")[2] for dotted in specs]
     flags = {}
     for dotted, spec in specs.items():

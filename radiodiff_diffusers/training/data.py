@@ -36,23 +36,14 @@ def open_split(config: DataConfig, split: str):
 
 
 def make_planes(scene: Scene, radio_map: RadioMap, names: list[str]) -> np.ndarray:
-    """(C, H, W) planes by name: the map, its edges, or channels of the scene."""
+    """(C, H, W) planes by name: `map`, or channels of the scene."""
     planes = []
     for name in names:
         if name == "map":
             planes.append(radio_map.scale.to_unit(radio_map.gain_db))
-        elif name == "edges":
-            planes.append(map_edges(radio_map))
         else:
             planes.append(scene.plane(name))
     return np.stack(planes).astype(np.float32)
-
-
-def map_edges(radio_map: RadioMap) -> np.ndarray:
-    """The map's edges in [-1, 1] (Canny on the gray map)."""
-    from skimage.feature import canny
-
-    return canny(radio_map.gray / 255.0, sigma=1.0).astype(np.float32) * 2 - 1
 
 
 class Samples(Dataset):
