@@ -104,7 +104,7 @@ def count_axis(axes: Any, which: str = "y") -> None:
 def percent_axis(axes: Any, which: str = "y") -> None:
     from matplotlib.ticker import PercentFormatter
 
-    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
 
 def pick_scale(axes: Any, values: np.ndarray) -> None:
@@ -119,6 +119,39 @@ def pick_scale(axes: Any, values: np.ndarray) -> None:
         axes.set_yscale("log")
     elif finite.min() <= 0 and high > 100 * middle:
         axes.set_yscale("symlog", linthresh=middle)
+
+
+def log_axis(axes: Any, which: str = "x") -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(short_number))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def whole_bins(values: np.ndarray, most: int = 30) -> np.ndarray:
+    """Histogram edges for whole numbers: each bin holds the same number of them, at most `most` bins."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    step = max(1, -(-(high - low + 1) // most))
+    count = max(-(-(high - low + 1) // step), 5)
+    return np.arange(low, low + (count + 1) * step, step) - 0.5
+
+
+def share_below(axes: Any, values: np.ndarray, **line: Any) -> None:
+    """The empirical distribution: which share of the values lies at or below each value."""
+    values = np.sort(values)
+    axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), where="post", **line)
+
+
+def error_limit(*errors_db: np.ndarray) -> float:
+    """A round dB limit for error maps: what 98 % of the errors do not exceed, at least 2 dB."""
+    magnitude = np.concatenate([np.abs(e[np.isfinite(e)]).ravel() for e in errors_db])
+    limit = max(float(np.quantile(magnitude, 0.98)) if magnitude.size else 0.0, 2.0)
+    return next(float(step) for step in (2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 255, np.inf) if limit <= step)
 
 
 def message(axes: Any, text: str) -> None:
@@ -176,7 +209,7 @@ def error_map(
 ) -> Any:
     """Prediction minus truth in dB, white where right, red where too strong, blue where too weak."""
     image = axes.imshow(error_db, cmap=ERROR_COLOURS, vmin=-limit_db, vmax=limit_db)
-    finish_map(axes, title, error_db.shape, None, metres_per_pixel)
+    finish_map(axes, title, error_db.shape, None, metres_per_pixel, on_light=True)
     if colorbar:
         axes.figure.colorbar(image, ax=axes, label="error [dB]", fraction=0.046, pad=0.02, extend="both")
     return image
@@ -188,28 +221,29 @@ def finish_map(
     shape: tuple[int, int],
     transmitter: tuple[float, float] | None = None,
     metres_per_pixel: float | None = None,
+    on_light: bool = False,
 ) -> None:
     bare(axes)
     axes.set_title(title)
     if transmitter is not None:
         axes.plot(*transmitter, marker="P", markersize=9, color=ORANGE, markeredgecolor="white", markeredgewidth=1.2)
     if metres_per_pixel:
-        scale_bar(axes, shape, metres_per_pixel)
+        scale_bar(axes, shape, metres_per_pixel, on_light)
 
 
-def scale_bar(axes: Any, shape: tuple[int, int], metres_per_pixel: float) -> None:
+def scale_bar(axes: Any, shape: tuple[int, int], metres_per_pixel: float, on_light: bool = False) -> None:
     """A bar of a round length, about a fifth of the width, in the lower left corner."""
     from matplotlib.patheffects import withStroke
 
     height, width = shape
     metres = nice_length(width * metres_per_pixel / 5)
     length, x, y = metres / metres_per_pixel, width * 0.04, height * 0.95
-    outline = [withStroke(linewidth=4, foreground="black", alpha=0.6)]
-    axes.plot([x, x + length], [y, y], color="white", linewidth=2.5, solid_capstyle="butt", path_effects=outline)
-    axes.text(
-        x + length / 2, y - height * 0.015, f"{metres:g} m", color="white", ha="center", va="bottom", fontsize=8,
-        path_effects=[withStroke(linewidth=2, foreground="black", alpha=0.6)],
-    )  # fmt: skip
+    ink, rim = ("black", "white") if on_light else ("white", "black")
+    outline = [withStroke(linewidth=4.5, foreground=rim, alpha=0.6)]
+    axes.plot([x, x + length], [y, y], color=ink, linewidth=2.5, solid_capstyle="butt", path_effects=outline)
+    outline = [withStroke(linewidth=2, foreground=rim, alpha=0.6)]
+    where = {"ha": "center", "va": "bottom", "fontsize": 8}
+    axes.text(x + length / 2, y - height * 0.015, f"{metres:g} m", color=ink, path_effects=outline, **where)
 
 
 def nice_length(length: float) -> float:
