@@ -153,3 +153,30 @@ def test_wrong_folders_get_one_line(tmp_path):
     (tmp_path / "broken" / "user_00" / "0.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(ValueError, match="0.png cannot be read as an image"):
         MicroDopplerFolder(tmp_path / "broken")[0]
+
+
+def test_command(tmp_path, capsys):
+    import argparse
+
+    from radiodiff_diffusers.commands import gait as command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = [str(tmp_path / "x"), "--users", "1", "--images", "8", "--conditions", "all", "--size", "32", "--gray"]
+    assert command.run(parser.parse_args(arguments)) == 0
+    assert "1 users with 8 images each" in capsys.readouterr().out
+    assert Image.open(tmp_path / "x" / "user_00" / "0007.png").mode == "L"
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    assert manifest["conditions"] == list(gait.CONDITIONS)
+    with pytest.raises(ValueError, match="no walking condition 'Running'"):
+        command.run(parser.parse_args([str(tmp_path / "y"), "--conditions", "Running"]))
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_images(tmp_path):
+    options = dict(users=2, images_per_user=20, size=32)
+    one = simulate_users(tmp_path / "one", processes=1, **options)
+    two = simulate_users(tmp_path / "two", processes=2, **options)
+    names = sorted(p.relative_to(one) for p in one.rglob("*.png"))
+    assert len(names) == 40
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)

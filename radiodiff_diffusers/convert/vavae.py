@@ -111,6 +111,22 @@ def vavae_from_file(path: str | Path, channels: int | None = None, statistics: s
     return vae
 
 
+def load_tokenizer(path: str | Path, channels: int | None = None) -> AutoencoderKL:
+    """A tokenizer from an original checkpoint file, a diffusers folder, a pipeline's folder, or a Hub id."""
+    folder = Path(path)
+    if folder.is_file():
+        return vavae_from_file(folder, channels)
+    if folder.is_dir():
+        candidates = [f for f in (folder, folder / "vae") if (f / "config.json").is_file()]
+        if not candidates:
+            raise ValueError(f"{path} holds no tokenizer: expected config.json, or vae/config.json of a pipeline")
+        path = candidates[0]
+    elif folder.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or len(folder.parts) != 2:
+        raise ValueError(f"{path}: no such file or folder (and no Hub id, which is owner/name)")
+    vae = AutoencoderKL.from_pretrained(str(path))
+    return adapt_channels(vae, channels).eval() if channels is not None else vae.eval()
+
+
 def training_parts_from_original(state_dict: dict) -> dict[str, dict[str, torch.Tensor]]:
     """What a training checkpoint holds beside the autoencoder, to continue its training.
 

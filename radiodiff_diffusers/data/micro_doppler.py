@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -78,6 +79,14 @@ class MicroDopplerFolder:
     def labels(self) -> np.ndarray:
         """The class of every image."""
         return np.array([label for _, label, _ in self.items])
+
+    def fingerprint(self) -> str:
+        """A hash of every image file, its label and how it is read: other data, another fingerprint."""
+        digest = hashlib.blake2b(f"{self.size} {self.channels}".encode(), digest_size=16)
+        for path, label, _ in self.items:
+            digest.update(f"{path.relative_to(self.root).as_posix()} {label} ".encode())
+            digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other shifts in another epoch."""
