@@ -81,3 +81,66 @@ def make_radiomapseer(root, maps=(0, 1, 2), count=3, missing=True, k2=False):
 
 def save_mask(path, rings):
     save(path, rasterize(to_pixels(rings), (SIDE, SIDE), RADIOMAPSEER_MASK_OFFSET).astype(np.uint8) * 255)
+
+
+# ICASSP 2025 ---------------------------------------------------------------------------------------------------------
+
+FREQUENCIES = {1: 868e6, 2: 1.8e9, 3: 3.5e9}
+
+
+def indoor_place(building, sample, width, height):
+    rng = np.random.default_rng([building, sample, 11])
+    return int(rng.integers(8, width - 8)), int(rng.integers(8, height - 8))
+
+
+def indoor_size(building):
+    return (60 + 7 * (building % 3), 90 - 11 * (building % 4))  # (width, height)
+
+
+def indoor_planes(building, place):
+    """Reflectance, transmittance and whole-metre distance of a room with a wall across and one down."""
+    width, height = indoor_size(building)
+    reflectance = np.zeros((height, width), np.uint8)
+    transmittance = np.zeros((height, width), np.uint8)
+    reflectance[height // 3, :], transmittance[height // 3, :] = 9, 5
+    reflectance[:, width // 2 : width // 2 + 2], transmittance[:, width // 2 : width // 2 + 2] = 7, 11
+    rows, columns = np.mgrid[:height, :width]
+    distance = np.rint(np.hypot(columns - place[0], rows - place[1]) * 0.25).astype(np.uint8)
+    return reflectance, transmittance, distance
+
+
+def make_icassp(root, buildings=(1, 2, 3), samples=2, tasks=(1, 2, 3), swapped=False):
+    """Every sample of the tasks; the path loss is free space with the wall's loss nowhere, so that it is easy to
+    check.
+    """
+    rng = np.random.default_rng(0)
+    patterns = {1: np.zeros(360), 2: -20 * (1 - np.cos(np.radians(np.arange(360)))) + np.arange(360) * 0.01}
+    for antenna, gains in patterns.items():
+        path = root / f"Radiation_Patterns/Ant{antenna}_Pattern.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(f"{g:.4f}" for g in gains) + "\n")
+    for building in buildings:
+        width, height = indoor_size(building)
+        path = root / f"Building_Details/B{building}_Details.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"x_min,x_max,y_min,y_max,W,H\n0,{width},0,{height},{width},{height}\n")
+        for antenna in patterns:
+            for frequency in FREQUENCIES:
+                rows = ["X,Y,Azimuth"]
+                for sample in range(samples):
+                    place = indoor_place(building, sample, width, height)
+                    rows.append(",".join(map(str, (*(place[::-1] if swapped else place), 45 * sample))))
+                    name = f"B{building}_Ant{antenna}_f{frequency}_S{sample}.png"
+                    metres = np.maximum(indoor_planes(building, place)[2].astype(float), 0.125)
+                    loss = 20 * np.log10(metres) + 20 * np.log10(FREQUENCIES[frequency] / 1e6) - 27.55
+                    loss = np.clip(loss + rng.normal(0, 1, loss.shape), 13, 160)
+                    for task in tasks:
+                        if (task < 3 and antenna > 1) or (task == 1 and frequency > 1):
+                            continue
+                        picture = np.stack(indoor_planes(building, place), -1)
+                        save(root / f"Inputs/Task_{task}_ICASSP/{name}", picture)
+                        save(root / f"Outputs/Task_{task}_ICASSP/{name}", np.rint(loss).astype(np.uint8))
+                path = root / f"Positions/Positions_B{building}_Ant{antenna}_f{frequency}.csv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(rows) + "\n")
+    return root

@@ -219,7 +219,7 @@ class RadioMapSeer:
         return samples
 
     def _report_gaps(self, wanted: list[int], present: dict[int, list[int]], named: bool, strict: bool) -> None:
-        real = not self.folder.manifest()
+        real = not self.folder.manifest() and self.split != "all"
         expected = set(wanted) if named or not real else set(split_maps(self.split, self.scheme))
         absent = len(expected - set(present))
         full = max(len(present[k]) for k in present)
@@ -227,7 +227,8 @@ class RadioMapSeer:
         if absent or short:
             line = (
                 f"{self.folder.root}/gain/{self.simulations[0]}: of the {len(expected)} maps of split {self.split!r}, "
-                f"{absent} are missing and {short} lack transmitters; `radiodiff data check {self.folder.root}` lists them"
+                f"{absent} are missing and {short} lack transmitters; "
+                f"`radiodiff data check {self.folder.root}` lists them"
             )
             if strict:
                 raise ValueError(line)
