@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from radiodiff_diffusers.lora import LoraLoaderMixin
 from radiodiff_diffusers.models.lightning_dit import LightningDiTTransformer2DModel
+from radiodiff_diffusers.saving import SavedPipelineMixin
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LightningDiTPipeline(LoraLoaderMixin, DiffusionPipeline):
+class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     r"""
     Class-conditioned generation with a flow-matching transformer on the latents of a tokenizer.
 

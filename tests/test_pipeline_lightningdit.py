@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+from radiodiff_diffusers import LightningDiTPipeline, LightningDiTTransformer2DModel
 from radiodiff_diffusers.convert.lightningdit import lightningdit_from_original
 from radiodiff_diffusers.convert.vavae import set_latent_statistics
 from radiodiff_diffusers.lora import adapter_of
-from radiodiff_diffusers.models.lightning_dit import LightningDiTTransformer2DModel
-from radiodiff_diffusers.pipelines.pipeline_lightningdit import LightningDiTPipeline
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -246,12 +245,18 @@ def test_wrong_calls_get_one_line(arguments, message):
 def test_save_and_load(tmp_path):
     pipe = make_pipe(shift=1 / 0.3)
     pipe.save_pretrained(tmp_path)
-    again = LightningDiTPipeline.from_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["transformer"] == ["radiodiff_diffusers", "LightningDiTTransformer2DModel"]
+    assert "LightningDiTPipeline" in (tmp_path / "README.md").read_text()
+    again = DiffusionPipeline.from_pretrained(tmp_path)  # plain diffusers knows the class
+    assert type(again) is LightningDiTPipeline
     again.set_progress_bar_config(disable=True)
     assert isinstance(again.transformer, LightningDiTTransformer2DModel)
     options = dict(num_inference_steps=4, output_type="np")
     first, second = (p([1, 2], generator=generator(), **options).images for p in (pipe, again))
     assert np.array_equal(first, second)
+    again.save_pretrained(tmp_path / "again")
+    assert not any(str(tmp_path) in p.read_text() for p in (tmp_path / "again").rglob("*.json"))
 
 
 def lora_pipe(scale):
