@@ -112,8 +112,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self, conditions, num_inference_steps, num_maps, generator, latents, output_type, tile_size, tile_overlap, names
     ):
         """Everything that can be wrong with a call, said in one line before any work is done."""
-        if not conditions:
-            raise ValueError("no scene was given: pass a Scene, a list of scenes, or a condition tensor")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
         if num_maps < 1:
@@ -154,6 +152,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                     f"expected a Scene, a list of scenes or a condition tensor; got {type(one).__name__}. "
                     "Make one with Scene(buildings, transmitter=(x, y))"
                 )
+        if not scenes:
+            raise ValueError("no scene was given: pass a Scene, a list of scenes, or a condition tensor")
         with ThreadPoolExecutor(max_workers=min(len(scenes), 8)) as pool:  # the ray kernels run without the GIL
             planes = list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), scenes))
         return planes, scenes

@@ -1,0 +1,226 @@
+"""RadioDiffPipeline on a model of milliseconds: any size, any batch, tiles, seeds, saving, and errors in one line."""
+
+import numpy as np
+import pytest
+import torch
+
+from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel, Scene
+from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
+from radiodiff_diffusers.scene import GainScale
+
+
+torch.set_num_threads(1)
+
+
+def make_pipeline(**options):
+    torch.manual_seed(0)
+    unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"]).eval()
+    pipe = RadioDiffPipeline(unet=unet, scheduler=ConstSDEScheduler(), num_inference_steps=2, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+def scene_of(height=32, width=40, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    y, x = rng.integers(8, height - 8), rng.integers(8, width - 8)
+    mask[y : y + 6, x : x + 6] = True
+    return Scene(mask, transmitter=(2, 3))
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+def gains(output):
+    return [one.gain_db for one in output.maps]
+
+
+def test_a_scene_becomes_a_map(pipe):
+    scene = scene_of()
+    output = pipe(scene, generator=seeded())
+    assert output.images[0].size == (40, 32) and output.images[0].mode == "L"
+    gain = output.maps[0].gain_db
+    assert gain.dtype == np.float32 and gain.shape == (32, 40) and np.isfinite(gain).all()
+    assert (gain[scene.buildings] == GainScale.RADIOMAPSEER.floor_db).all()
+    assert output.maps[0].std_db is None
+
+
+def test_a_seed_decides_everything(pipe):
+    scene = scene_of()
+    first, again, other = (gains(pipe(scene, generator=g))[0] for g in (seeded(), seeded(), seeded(8)))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(gains(pipe(scene, generator=3))[0], gains(pipe(scene, generator=seeded(3)))[0])
+
+
+def test_the_batch_and_the_order_do_not_matter(pipe):
+    scenes = [scene_of(seed=1), scene_of(24, 56, seed=2), scene_of(seed=3)]
+    alone = [gains(pipe(scene, generator=seeded()))[0] for scene in scenes]
+    together = gains(pipe(scenes, generator=seeded()))
+    backwards = gains(pipe(scenes[::-1], generator=seeded()))[::-1]
+    each = gains(pipe(scenes, generator=[seeded(), seeded(), seeded()]))
+    scale = 49.58  # dB a network unit
+    for k in range(3):
+        for result in (together, backwards, each):
+            assert np.abs(result[k] - alone[k]).max() < 1e-5 * scale
+
+
+def test_several_maps_have_a_mean_and_a_spread(pipe):
+    output = pipe([scene_of(), scene_of(seed=4)], num_maps=3, generator=seeded())
+    assert len(output.maps) == 2 and output.samples[0].shape == (3, 32, 40)
+    assert np.allclose(output.maps[1].gain_db, output.samples[1].mean(0), atol=1e-3)
+    assert np.allclose(output.maps[1].std_db, output.samples[1].std(0, ddof=1), atol=1e-3)
+    assert output.maps[0].std_db.max() > 0
+
+
+def test_output_types(pipe):
+    scenes = [scene_of(), scene_of(seed=5)]
+    array = pipe(scenes, output_type="np", generator=1).images
+    tensor = pipe(scenes, output_type="pt", generator=1).images
+    latent = pipe(scenes, output_type="latent", generator=1)
+    assert array.shape == (2, 32, 40, 1) and tensor.shape == (2, 1, 32, 40) and latent.images.shape == (2, 1, 32, 40)
+    assert np.allclose(array[..., 0], tensor[:, 0].numpy()) and latent.maps is None
+    assert 0 <= array.min() and array.max() <= 1
+    images, maps, samples = pipe(scenes, generator=1, return_dict=False)
+    assert len(images) == len(maps) == len(samples) == 2
+    assert isinstance(pipe([scenes[0], scene_of(24, 24)], output_type="np").images, list)
+
+
+def test_a_condition_tensor_may_take_the_scene_s_place(pipe):
+    scene = scene_of()
+    planes = torch.from_numpy(np.stack([scene.plane(c) for c in pipe.unet.config.condition_channels]))
+    from_planes = pipe(planes[None], generator=1).samples[0][0]
+    from_scene = pipe(scene, generator=1).samples[0][0]
+    assert np.allclose(from_planes[~scene.buildings], from_scene[~scene.buildings], atol=1e-4)
+
+
+def test_latents_are_taken_as_given(pipe):
+    scene, latents = scene_of(), torch.randn(1, 1, 32, 40, generator=seeded(9))
+    ode = make_pipeline()
+    ode.scheduler = ConstSDEScheduler(solver="ode")
+    first = ode(scene, latents=latents, output_type="latent").images
+    assert torch.equal(first, ode(scene, latents=latents, output_type="latent", generator=3).images)
+    with pytest.raises(ValueError, match="latents have the shape"):
+        pipe(scene, latents=latents[..., :8])
+
+
+def test_one_tile_is_the_whole_map(pipe):
+    scene = scene_of()
+    assert np.array_equal(gains(pipe(scene, generator=1, tile_size=64))[0], gains(pipe(scene, generator=1))[0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 45), (33, 100)])
+def test_tiles_cover_maps_of_any_size_without_seams(pipe, size):
+    whole = scene_of(*size)
+    output = pipe(whole, generator=1, tile_size=32, tile_overlap=16)
+    assert output.maps[0].shape == size and np.isfinite(output.maps[0].gain_db).all()
+
+
+def test_blending_is_exact_for_a_model_that_works_pixel_by_pixel(pipe, monkeypatch):
+    scene = scene_of(70, 90)
+
+    def pixelwise(latents, condition, num_maps, noises, progress, *_):
+        return torch.tanh(latents + condition[:, :1])
+
+    monkeypatch.setattr(pipe, "denoise", pixelwise)
+    tiled = pipe(scene, generator=1, tile_size=32).samples[0]
+    assert np.abs(tiled - pipe(scene, generator=1).samples[0]).max() < 1e-3
+
+
+def test_a_tile_knows_the_true_transmitter(pipe, monkeypatch):
+    seen = []
+    original = pipe.unet.encode_condition
+    monkeypatch.setattr(pipe.unet, "encode_condition", lambda planes: seen.append(planes.clone()) or original(planes))
+    scene = scene_of(64, 64)
+    pipe(scene, generator=1, tile_size=32)
+    assert len(seen) == 9
+    assert sum(int((planes[:, 1] == 1).any()) for planes in seen) < 9  # most tiles do not hold it
+
+
+def test_an_autoencoder_s_maps_may_have_any_size():
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(1, 1, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, latent_channels=2,
+                        norm_num_groups=4, sample_size=32, scaling_factor=0.3)  # fmt: skip
+    unet = RadioDiffUNet2DModel(**{**RADIODIFF_UNET_PRESETS["test"], "in_channels": 2, "patch_size": 1, "sample_size": 16})
+    pipe = RadioDiffPipeline(unet=unet.eval(), scheduler=ConstSDEScheduler(), vae=vae.eval(), num_inference_steps=1)
+    pipe.set_progress_bar_config(disable=True)
+    for size in ((32, 32), (33, 47)):
+        assert pipe(scene_of(*size), generator=1).maps[0].shape == size
+    assert pipe(scene_of(33, 47), output_type="latent").images.shape == (1, 2, 17, 24)
+    assert pipe(scene_of(64, 80), generator=1, tile_size=32).maps[0].shape == (64, 80)
+
+
+def test_callbacks_see_and_change_the_latents(pipe):
+    steps = []
+
+    def halve(pipeline, step, time, kwargs):
+        steps.append((step, float(time)))
+        return {"latents": kwargs["latents"] * 0}
+
+    changed = pipe(scene_of(), generator=1, callback_on_step_end=halve)
+    assert [step for step, _ in steps] == list(range(pipe.num_timesteps))
+    assert not np.array_equal(gains(changed)[0], gains(pipe(scene_of(), generator=1))[0])
+
+
+def test_a_callback_can_stop_the_run(pipe):
+    steps = []
+
+    def stop(pipeline, step, time, kwargs):
+        steps.append(step)
+        pipeline._interrupt = True
+        return {}
+
+    pipe(scene_of(), callback_on_step_end=stop)
+    assert steps == [0]
+
+
+def test_saved_and_loaded_it_gives_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = RadioDiffPipeline.from_pretrained(tmp_path / "pipe")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.config.num_inference_steps == 2 and loaded.vae is None
+    assert np.allclose(gains(loaded(scene_of(), generator=1))[0], gains(pipe(scene_of(), generator=1))[0], atol=1e-3)
+    half = RadioDiffPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.bfloat16)
+    assert half.unet.dtype == torch.bfloat16
+    assert np.isfinite(gains(half(scene_of(), generator=1))[0]).all()
+
+
+def test_indoor_scale():
+    pipe = make_pipeline(gain_scale="indoor")
+    scene = scene_of()
+    radio_map = pipe(scene, generator=1).maps[0]
+    assert radio_map.scale == GainScale.INDOOR and (radio_map.gain_db[scene.buildings] == -160).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ({"scene": "city.png"}, "expected a Scene"),
+        ({"scene": []}, "no scene was given"),
+        ({"scene": torch.zeros(1, 2, 32, 32)}, "condition tensor must be"),
+        ({"scene": torch.full((1, 3, 32, 32), torch.nan)}, "not finite"),
+        ({"num_maps": 0}, "num_maps must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+        ({"output_type": "jpg"}, "expected one of pil"),
+        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 scenes"),
+        ({"tile_size": 1}, "tile_size is 1"),
+        ({"tile_size": 16, "tile_overlap": 12}, "more than half"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "not for"),
+    ],
+)
+def test_wrong_calls_are_one_line(pipe, call, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        pipe(**{"scene": scene_of(), **call})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_unknown_channels_does_not_load(pipe, tmp_path):
+    unet = RadioDiffUNet2DModel(**{**RADIODIFF_UNET_PRESETS["test"], "condition_channels": ["buildings", "altitude"]})
+    with pytest.raises(ValueError, match="unknown condition channel 'altitude'; known"):
+        RadioDiffPipeline(unet=unet, scheduler=ConstSDEScheduler())
