@@ -7,7 +7,7 @@ DEV := .venv/.dev-stamp
 .PHONY: predict test test-slow quality style clean
 
 predict: $(RUNTIME)
-	$(BIN)/radiodiff predict examples/city.png --tx 120,104 --truth dominant_path -o prediction.png
+	$(BIN)/radiodiff predict examples/city.png --tx 128,120 --truth dominant_path -o prediction.png
 
 test: $(DEV)
 	$(BIN)/python -m pytest
