@@ -49,6 +49,20 @@ def footprint_tiles(
         snap (`float`, defaults to 1.0): corners are moved to whole multiples of this, in metres (RadioMapSeer's are
             whole metres); 0 keeps them.
     """
+    return cut_tiles(city_footprints(city), city, tile, stride, metres_per_pixel, min_coverage, angle, snap)
+
+
+def cut_tiles(
+    town: np.ndarray,
+    name: str,
+    tile: int = 256,
+    stride: int | None = None,
+    metres_per_pixel: float = 1.0,
+    min_coverage: float = 0.08,
+    angle: float = 0.0,
+    snap: float = 1.0,
+) -> list[Scene]:
+    """As `footprint_tiles`, of any town: shapely polygons in metres, x east and y north."""
     import shapely
     from shapely import affinity
 
@@ -57,7 +71,6 @@ def footprint_tiles(
             f"tiles need at least 8 pixels, a positive stride and scale; got tile {tile}, stride {stride}, "
             f"{metres_per_pixel} metres per pixel"
         )
-    town = city_footprints(city)
     step = (stride or tile // 2) * metres_per_pixel
     side = tile * metres_per_pixel
     covered = shapely.concave_hull(shapely.MultiPoint(shapely.get_coordinates(town)), ratio=0.15).buffer(20)
@@ -81,13 +94,12 @@ def footprint_tiles(
                 tuple(ring / (metres_per_pixel, -metres_per_pixel) + (-1, tile) for ring in rings)
                 for rings in from_shapely([inside])
             )
-            name = f"{city}-{row:02d}-{column:02d}" + (f"-{angle:g}" if angle else "")
             scenes.append(
                 Scene(
                     rasterize(polygons, (tile, tile)),
                     polygons=polygons,
                     metres_per_pixel=metres_per_pixel,
-                    name=name,
+                    name=f"{name}-{row:02d}-{column:02d}" + (f"-{angle:g}" if angle else ""),
                 )
             )
     return scenes

@@ -32,9 +32,10 @@ import numpy as np
 
 from ..geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
 from ..scene import RadioMap, Scene
-from .cities import TRANSMITTER_AREA, from_shapely, generate_city, park_cars, to_shapely, transmitters
+from .cities import TRANSMITTER_AREA, generate_city, park_cars, transmitters
 from .city_blocks import STYLES
-from .footprints import CITIES, footprint_tiles
+from .footprints import CITIES, cut_tiles, footprint_tiles
+from .radiomapseer_writer import rings_of, write_image, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Layout:
     """Where one map's city comes from; small, so that it travels to other processes in place of the city itself."""
 
     source: str
-    number: int  # seed of a made-up city, tile of a town, 0 for a file
+    number: int  # seed of a made-up city, tile of a town or a file
     name: str
 
 
@@ -180,12 +181,10 @@ def _layouts(simulation: Simulation) -> list[Layout]:
     """What map 0, 1, ... are. A longer list starts as a shorter one does: a simulation can go on with more cities."""
     found: dict[str, list[Layout]] = {}
     for source in simulation.sources:
-        if source in CITIES:
+        if source != MADE_UP:
             tiles = _tiles(source, simulation.size, simulation.stride, simulation.metres_per_pixel)
             order = np.random.default_rng([simulation.seed, 3]).permutation(len(tiles))
             found[source] = [Layout(source, int(k), tiles[k].name) for k in order]
-        elif source != MADE_UP:
-            found[source] = [Layout(source, 0, Path(source).stem)]
     if MADE_UP in simulation.sources:
         wanted = simulation.cities or max([10, *(len(layouts) for layouts in found.values())])
         seeds = [int(np.random.SeedSequence((simulation.seed, k)).generate_state(1)[0]) for k in range(wanted)]
@@ -203,8 +202,20 @@ def _layouts(simulation: Simulation) -> list[Layout]:
 
 
 @lru_cache(maxsize=2)
-def _tiles(town: str, size: int, stride: int | None, metres_per_pixel: float) -> list[Scene]:
-    return footprint_tiles(town, size, stride, metres_per_pixel)
+def _tiles(source: str, size: int, stride: int | None, metres_per_pixel: float) -> list[Scene]:
+    """The maps that a real town or a file gives: tiles, or one where a file holds no more."""
+    if source in CITIES:
+        return footprint_tiles(source, size, stride, metres_per_pixel)
+    import shapely
+
+    from .layout_files import is_town, scene_from_file, town_from_file
+
+    if is_town(source):
+        town = town_from_file(source)
+        west, south, east, north = shapely.total_bounds(town)
+        if max(east - west, north - south) > size * metres_per_pixel:
+            return cut_tiles(town, Path(source).stem, size, stride, metres_per_pixel)
+    return [scene_from_file(source, size=size, metres_per_pixel=metres_per_pixel)]
 
 
 def _unfinished(folder: Path, simulation: Simulation, cities: int) -> list[Job]:
@@ -245,8 +256,8 @@ def _work(folder: Path, simulation: Simulation, layout: Layout, job: Job, done: 
             name = f"{job.map_id}_{t}.png"
             dot = np.zeros(city.shape, np.uint8)
             dot[places[t][1], places[t][0]] = 255
-            _write_image(folder / "png" / "antennas" / name, dot)
-            _write_image(folder / gain / name, np.rint(radio_map.gray).astype(np.uint8))
+            write_image(folder / "png" / "antennas" / name, dot)
+            write_image(folder / gain / name, np.rint(radio_map.gray).astype(np.uint8))
             done(0 if cars_shown != (simulation.cars > 0) else 1)
 
 
@@ -254,12 +265,8 @@ def _city(simulation: Simulation, layout: Layout, map_id: int) -> tuple[Scene, l
     """A city, its transmitters and its cars (mask and outlines), decided by the seed and the map's number alone."""
     if layout.source == MADE_UP:
         city = generate_city(layout.number, simulation.size, simulation.metres_per_pixel, simulation.style)
-    elif layout.source in CITIES:
-        city = _tiles(layout.source, simulation.size, simulation.stride, simulation.metres_per_pixel)[layout.number]
     else:
-        from .layout_files import scene_from_file
-
-        city = scene_from_file(layout.source, size=simulation.size, metres_per_pixel=simulation.metres_per_pixel)
+        city = _tiles(layout.source, simulation.size, simulation.stride, simulation.metres_per_pixel)[layout.number]
     if city.polygons is None:
         from ..engines.outlines import outlines
 
@@ -363,74 +370,14 @@ def _write_city(folder: Path, simulation: Simulation, map_id: int, city: Scene, 
     mask = city.buildings if exact else rasterize(city.polygons, city.shape, RADIOMAPSEER_MASK_OFFSET)
     if cars:
         shown = cars[0] if exact else rasterize(cars[1], city.shape, RADIOMAPSEER_MASK_OFFSET)
-        _write_image(folder / "png" / "cars" / f"{map_id}.png", shown.astype(np.uint8) * 255)
-        together = [*_rings(city.polygons, height), *_rings(cars[1], height)]
-        _write(folder / "polygon" / "buildings_and_cars" / f"{map_id}.json", json.dumps(together).encode())
-    _write_image(folder / "png" / "buildings_complete" / f"{map_id}.png", mask.astype(np.uint8) * 255)
-    rings = json.dumps(_rings(city.polygons, height)).encode()
-    _write(folder / "polygon" / "buildings_complete" / f"{map_id}.json", rings)
+        write_image(folder / "png" / "cars" / f"{map_id}.png", shown.astype(np.uint8) * 255)
+        together = [*rings_of(city.polygons, height), *rings_of(cars[1], height)]
+        write_whole(folder / "polygon" / "buildings_and_cars" / f"{map_id}.json", json.dumps(together).encode())
+    write_image(folder / "png" / "buildings_complete" / f"{map_id}.png", mask.astype(np.uint8) * 255)
+    rings = json.dumps(rings_of(city.polygons, height)).encode()
+    write_whole(folder / "polygon" / "buildings_complete" / f"{map_id}.json", rings)
     antennas = [[x, height - 1 - y] for x, y in places]
-    _write(folder / "antenna" / f"{map_id}.json", json.dumps(antennas).encode())
-
-
-def _rings(polygons, height: int) -> list[list[list[float]]]:
-    """Outlines as RadioMapSeer has them: one closed ring a building, (x, y) pixels of its own raster, y up.
-
-    It knows no holes, so a courtyard is joined to the outside by a slit without width.
-    """
-    rings = []
-    for shape in to_shapely(polygons):
-        ring = _without_holes(shape)
-        points = np.round(ring * (1, -1) + (1, height), 6)
-        rings.append([[int(v) if v == int(v) else float(v) for v in point] for point in points])
-    return rings
-
-
-def _without_holes(shape: Any) -> np.ndarray:
-    import shapely
-
-    (rings,) = from_shapely([shape])
-    ring, holes = rings[0][:-1], [hole[:-1] for hole in rings[1:]]
-    while holes:
-        best = None
-        for number, hole in enumerate(holes):
-            lengths = np.linalg.norm(ring[:, None] - hole[None], axis=-1)
-            for flat in np.argsort(lengths, axis=None)[:20]:
-                i, j = np.unravel_index(flat, lengths.shape)
-                inside = shape.covers(shapely.LineString([ring[i], hole[j]]))
-                choice = (not inside, lengths[i, j], number, i, j)
-                if best is None or choice < best:
-                    best = choice
-                if inside:
-                    break
-        _, _, number, i, j = best
-        hole = holes.pop(number)
-        ring = np.concatenate([ring[: i + 1], hole[j:], hole[: j + 1], ring[i:]])
-    return np.concatenate([ring, ring[:1]])
-
-
-def _write_image(path: Path, plane: np.ndarray) -> None:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(plane).save(buffer, "png")
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of a file or nothing of it; the same bytes are not written twice."""
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(folder / "antenna" / f"{map_id}.json", json.dumps(antennas).encode())
 
 
 def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout], finished: bool) -> None:
@@ -463,7 +410,7 @@ def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout],
         "maps": names,
         "finished": finished,
     }
-    _write(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def _claim(folder: Path):
