@@ -234,6 +234,20 @@ def test_damaged_folders_get_one_line(extracted, tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
+def test_swapped_labels_are_refused(extracted, tmp_path):
+    folder, data, _ = extracted
+    copy = copy_of(folder, tmp_path / "copy")
+    path = copy / "latents_rank00_shard001.safetensors"
+    tensors = load_file(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as shard:
+        metadata = shard.metadata()
+    save_file(tensors | {"labels": 2 - tensors["labels"]}, path, metadata=metadata)
+    with pytest.raises(ValueError, match="not those of the data, in its order"):
+        LatentDataset(copy, data=data)
+
+
 def test_latents_of_the_original_are_read(tmp_path):
     latents = torch.randn(6, 4, 8, 8)
     save_file(
@@ -260,13 +274,16 @@ def test_command(extracted, tmp_path, capsys):
     folder, data, vae = extracted
     vae.save_pretrained(tmp_path / "vae")
     options = ("-t", tmp_path / "vae", "-o", tmp_path / "out", "--size", 16, "--shard-size", 4, "--device", "cpu")
+    options += ("--bf16", "--allow-missing")
     assert command.run(parse("extract", data.root, *options)) == 0
     assert "10 latents of 4 x 8 x 8, 2 classes (0 to 2)" in capsys.readouterr().out
     assert LatentDataset(tmp_path / "out", tokenizer=vae, data=data)
     assert command.run(parse("info", tmp_path / "out", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 10
     with pytest.raises(ValueError, match="1 of 3 users have no folder"):
-        command.run(parse("extract", data.root, *options, "--num-classes", 3))
+        command.run(parse("extract", data.root, *options[:-1]))
+    with pytest.raises(ValueError, match="2 of 4 users have no folder"):
+        command.run(parse("extract", data.root, *options[:-1], "--num-classes", 4))
     with pytest.raises(ValueError, match="no such file or folder"):
         command.run(parse("extract", data.root, "-t", tmp_path / "nowhere.pt", "-o", tmp_path / "x"))
 
@@ -276,6 +293,7 @@ def test_command_with_two_processes(extracted, tmp_path):
     _, data, vae = extracted
     vae.save_pretrained(tmp_path / "vae")
     options = ("-t", tmp_path / "vae", "-o", tmp_path / "out", "--size", 16, "--shard-size", 4, "--device", "cpu")
+    options += ("--bf16", "--allow-missing")
     assert command.run(parse("extract", data.root, *options, "--processes", 2)) == 0
     assert LatentDataset(tmp_path / "out", tokenizer=vae, data=data)
     vae.decoder.conv_out.bias.data += 1

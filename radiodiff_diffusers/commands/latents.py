@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("-t", "--tokenizer", required=True, help="diffusers folder, Hub id, or original .ckpt or .pt")
     extract.add_argument("-o", "--output", required=True, help="folder for the latents")
     extract.add_argument("--size", type=int, default=256, metavar="PIXELS", help="size of the images (default: 256)")
-    extract.add_argument("--num-classes", type=int, metavar="N", help="users there must be; one missing is an error")
-    extract.add_argument("--allow-missing", action="store_true", help="with --num-classes: users may be missing")
+    extract.add_argument("--num-classes", type=int, metavar="N", help="users (default: up to the highest number)")
+    extract.add_argument("--allow-missing", action="store_true", help="users may be missing; others keep their ids")
     extract.add_argument("--flip", action="store_true", help="also mirrored images; wrong for spectrograms")
     extract.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     extract.add_argument("--shard-size", type=int, default=1024, metavar="N", help="images a file (default: 1024)")
@@ -68,7 +68,7 @@ def _extract(args: argparse.Namespace, rank: int | None = None, world_size: int 
 
     from ..convert.vavae import load_tokenizer
     from ..data.latents import extract_latents
-    from ..data.micro_doppler import MicroDopplerFolder
+    from ..data.micro_doppler import MicroDopplerFolder, find_users
 
     if world_size:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
@@ -81,7 +81,7 @@ def _extract(args: argparse.Namespace, rank: int | None = None, world_size: int 
         args.data,
         size=args.size,
         channels=vae.config.in_channels,
-        num_classes=args.num_classes,
+        num_classes=args.num_classes or max(find_users(args.data)) + 1,
         allow_missing=args.allow_missing,
     )
     extract_latents(

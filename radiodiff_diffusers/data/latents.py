@@ -236,7 +236,7 @@ class LatentDataset(torch.utils.data.Dataset):
         folder: A folder written by [`extract_latents`], or by the original's extraction (whose latents are fixed
             samples, and which has no fingerprints to check).
         tokenizer: The tokenizer the latents must be of; others are refused.
-        data: The data set the latents must be of (it has `fingerprint()`); others are refused.
+        data: The data set the latents must be of (it has `fingerprint()` and `labels`); others are refused.
         sample: Draw from the posterior anew each epoch (see `set_epoch`); else its one stored sample.
         normalize: Subtract the channel means and divide by the standard deviations.
         multiplier: Factor after the normalisation.
@@ -264,6 +264,8 @@ class LatentDataset(torch.utils.data.Dataset):
         _check_origin(self.manifest, self.folder, tokenizer, data)
         self._shards = self._index()
         self.labels = torch.cat([labels for _, labels, _ in self._shards])
+        if data is not None and self.labels.tolist() != [int(label) for label in data.labels]:
+            raise ValueError(f"the labels in {self.folder} are not those of the data, in its order: extract again")
         if num_classes is not None and self.labels.max() >= num_classes:
             raise ValueError(
                 f"{self.folder} has the class {int(self.labels.max())}, but there are {num_classes} classes"

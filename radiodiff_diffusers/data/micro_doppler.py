@@ -280,7 +280,7 @@ def _check_users(users: dict[int, str], num_classes: int | None, allow_missing: 
     if missing and not allow_missing:
         raise ValueError(
             f"{len(missing)} of {num_classes} users have no folder, the first is class {missing[0]} (there is "
-            f"{next(iter(users.values()))} and so on): add them, or allow missing users; the others keep their numbers"
+            f"{next(iter(users.values()))} and so on): add them, or allow missing users (--allow-missing)"
         )
     return num_classes
 
