@@ -122,10 +122,9 @@ def test_what_does_not_fit_gets_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         scene_from_file(tmp_path / "none.geojson")
     far = write(
-        tmp_path / "far.wkt",
-        "POLYGON ((0 0, 20 0, 20 10, 0 10, 0 0))\nPOLYGON ((900000 0, 900060 0, 900060 900010, 40 0))",
+        tmp_path / "far.wkt", "POLYGON ((0 0, 9 0, 9 9, 0 0))\nPOLYGON ((9e5 9e5, 910000 9e5, 9e5 910000, 9e5 9e5))"
     )
-    with pytest.raises(ValueError, match="not well-known text|give a size and a centre"):
+    with pytest.raises(ValueError, match="give a size and a centre"):
         scene_from_file(far)
     near = write(tmp_path / "near.wkt", "POLYGON ((0 0, 20 0, 20 10, 0 10, 0 0))")
     with pytest.raises(ValueError, match="no buildings within 64 x 64"):

@@ -23,6 +23,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -133,28 +134,48 @@ def simulate(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be a whole number from 1 up; got {workers}")
     simulation = Simulation(**parameters)
+    _check_engine(simulation)
     layouts = _layouts(simulation)
-    folder = Path(folder)
+    folder, started = Path(folder), time.monotonic()
     try:
-        lock = _claim(folder)
-        _write_manifest(folder, simulation, layouts, finished=False)
-        started, made = time.monotonic(), 0
-        jobs = _unfinished(folder, simulation, len(layouts))
-        workers = min(workers or _cores(), max(len(jobs), 1))
-        jobs = _split(jobs, workers)
-        made = sum(len(job.transmitters) for job in jobs)
-        with _bar(simulation, len(layouts), made, progress) as bar:
-            if workers == 1:
-                for job in jobs:
-                    _work(folder, simulation, layouts[job.map_id], job, bar.update)
-            else:
-                _share_out(folder, simulation, layouts, jobs, workers, bar.update)
-        _write_manifest(folder, simulation, layouts, finished=True)
+        with _claimed(folder):
+            _write_manifest(folder, simulation, layouts, finished=False)
+            jobs = _unfinished(folder, simulation, len(layouts))
+            made = sum(len(job.transmitters) for job in jobs)
+            workers = max(1, min(workers or _cores(), -(-made // 4)))
+            jobs = _split(jobs, workers)
+            with _bar(simulation, len(layouts), made, progress) as bar:
+                if workers == 1:
+                    for job in jobs:
+                        _work(folder, simulation, layouts[job.map_id], job, bar.update)
+                else:
+                    _share_out(folder, simulation, layouts, jobs, workers, bar.update)
+            _write_manifest(folder, simulation, layouts, finished=True)
     except OSError as error:
         raise ValueError(_what_failed(error, folder)) from error
-    lock.close()
     maps = len(layouts) * simulation.transmitters
     return {"cities": len(layouts), "maps": maps, "made": made, "seconds": time.monotonic() - started}
+
+
+def _check_engine(simulation: Simulation) -> None:
+    """One line before anything is written where the engine cannot run, or not with these options."""
+    import inspect
+
+    from .. import engines
+
+    if simulation.engine == "ray_tracing":
+        from ..engines.sionna_rt import missing_for_ray_tracing
+
+        missing = missing_for_ray_tracing()
+        if missing:
+            raise ValueError(missing)
+    try:
+        if simulation.engine == "dominant_path" and simulation.engine_options:
+            engines.prepare(Scene(np.zeros((8, 8), bool)), **simulation.engine_options)
+        elif simulation.engine_options:
+            inspect.signature(getattr(engines, simulation.engine)).bind(None, **simulation.engine_options)
+    except TypeError as error:
+        raise ValueError(f"the engine {simulation.engine} does not take these options: {error}") from None
 
 
 # What there is to do -------------------------------------------------------------------------------------------------
@@ -413,21 +434,22 @@ def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout],
     write_whole(path, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def _claim(folder: Path):
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
     """A lock on the folder that ends with this process, however it ends; clears half-written files."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")
-    try:
-        import fcntl
+    with open(folder / ".lock", "w") as lock:
+        try:
+            import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: two runs in one folder only waste work
-        pass
-    except BlockingIOError:
-        raise ValueError(f"another simulation is writing to {folder}: wait for it, or choose another folder") from None
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-    return lock
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: two runs in one folder only waste work
+            pass
+        except BlockingIOError:
+            raise ValueError(f"another simulation is writing to {folder}: wait, or choose another folder") from None
+        for leftover in folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def _what_failed(error: OSError, folder: Path) -> str:
