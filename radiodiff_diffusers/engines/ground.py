@@ -1,0 +1,75 @@
+"""The free ground of a city in triangles: what all transmitters of one city share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from .visibility import cross, label_pixels
+
+
+# Pixels that walls are drawn back, so that pixel centres exactly on a wall, and rays that touch a corner, are free.
+TOUCH = 0.02
+# Beyond the raster; rays never leave it, so any positive margin does.
+MARGIN = 4.0
+
+
+@dataclass(eq=False)
+class Ground:
+    """Free ground as triangles: points, point indices (cross product positive), neighbours across edge (i, i + 1) or -1."""
+
+    points: np.ndarray
+    triangles: np.ndarray
+    neighbours: np.ndarray
+    triangle_of_pixel: np.ndarray  # (H, W), -1 inside walls
+
+    @property
+    def mesh(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.points, self.triangles, self.neighbours
+
+
+def covered_area(polygons: Iterable[Iterable[np.ndarray]]) -> shapely.Geometry:
+    """The ground that polygons cover, whatever their rings' order, direction, overlaps and self-crossings."""
+    parts = []
+    for rings in polygons:
+        rings = [np.asarray(ring, np.float64) for ring in rings]
+        rings = [ring for ring in rings if len(np.unique(ring, axis=0)) >= 3]
+        if rings:
+            whole = shapely.make_valid(shapely.Polygon(rings[0], rings[1:]))
+            parts += [part for part in shapely.get_parts(whole) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts) if parts else shapely.Polygon()
+
+
+def build_ground(shape: tuple[int, int], walls: shapely.Geometry) -> Ground:
+    """Triangulate what `walls` (pixels) leave free of a raster of `shape`."""
+    height, width = shape
+    left, top, right, bottom = shapely.total_bounds([walls, shapely.box(0, 0, width - 1, height - 1)])
+    walls = shapely.buffer(walls, -TOUCH, join_style="mitre", mitre_limit=10.0)
+    free = shapely.box(left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN).difference(walls)
+    points, triangles, neighbours = _triangulate(free)
+    labels = np.full(shape, -1, np.int32)
+    label_pixels(points, triangles, labels)
+    return Ground(points, triangles, neighbours, labels)
+
+
+def _triangulate(area: shapely.Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Constrained Delaunay triangles: points, triangles of point indices, neighbours across their edges."""
+    cut = shapely.constrained_delaunay_triangles(area)
+    corners = shapely.get_coordinates(cut).reshape(-1, 4, 2)[:, :3]
+    points, index = np.unique(corners.reshape(-1, 2), axis=0, return_inverse=True)
+    triangles = index.reshape(-1, 3)
+    a, b, c = (points[triangles[:, i]] for i in range(3))
+    area = cross(b[:, 0] - a[:, 0], b[:, 1] - a[:, 1], c[:, 0] - a[:, 0], c[:, 1] - a[:, 1])
+    triangles[area < 0] = triangles[area < 0][:, ::-1]
+    triangles = np.ascontiguousarray(triangles[area != 0], np.int32)
+
+    tails = triangles.ravel().astype(np.int64)
+    heads = np.roll(triangles, -1, axis=1).ravel().astype(np.int64)
+    key, mirrored = tails * len(points) + heads, heads * len(points) + tails
+    order = np.argsort(key)
+    twin = order[np.minimum(np.searchsorted(key, mirrored, sorter=order), len(key) - 1)]
+    neighbours = np.where(key[twin] == mirrored, twin // 3, -1).reshape(-1, 3).astype(np.int32)
+    return points, triangles, neighbours
