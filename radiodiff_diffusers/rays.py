@@ -22,6 +22,9 @@ PER_DEGREE = 0.1545
 LARGEST_TURN = 70.0
 ROOF = 2.0  # dB more over the roofs than round two corners of the same turns
 
+# Pixels of obstacle that a path may cut off a corner: oblique walls are staircases on a raster, and every stair would else
+# count as a corner. Below 1, so that no path passes through a wall one pixel thick.
+CUT_CORNER = 0.9
 GRAZE = 1e-6  # pixels of obstacle that still count as none
 # Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see `_cast_to_border`).
 LARGEST_EXACT_SIDE = 1024
@@ -144,7 +147,7 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> t
 
 @njit(cache=True, nogil=True)
 def _is_clear(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> bool:
-    return _along(blocked, x0, y0, x1, y1)[0] <= 0.0
+    return _along(blocked, x0, y0, x1, y1)[0] <= CUT_CORNER
 
 
 @njit(cache=True, nogil=True)
