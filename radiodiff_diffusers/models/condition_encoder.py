@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .radiodiff_blocks import attend
+
 
 class ConditionFeatures(list):
     """
@@ -83,7 +85,7 @@ class WindowAttention(nn.Module):
         if shift_h or shift_w:
             mask = self._shift_mask(rows, columns, shift_h, shift_w, x.device).to(query.dtype)
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        x = attend(query, key, value, bias, scale=query.shape[-1] ** -0.5)
         x = self.proj(x.transpose(1, 2).flatten(2))
 
         x = x.view(batch, rows, columns, window_h, window_w, channels).transpose(2, 3)
@@ -158,7 +160,7 @@ class SwinConditionEncoder(nn.Module):
             if index:
                 x = self.merges[index - 1](x)
             x = stage(x)
-            features.append(x.permute(0, 3, 1, 2))
+            features.append(x.permute(0, 3, 1, 2).contiguous())
         return features
 
 

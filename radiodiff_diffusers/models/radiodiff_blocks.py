@@ -5,6 +5,21 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def attend(query, key, value, mask=None, scale=1.0) -> torch.Tensor:
+    """
+    Softmax attention. The trained softmaxes are sharp: in float32 the rounding of a blockwise kernel shows in the
+    output (1e-4). Small maps therefore take PyTorch's plain kernel, which is as fast there; large ones, and half
+    precision, whichever kernel is best.
+    """
+    query = query * scale
+    exact = query.dtype == torch.float32 and query.shape[-2] * key.shape[-2] <= 256**2
+    if exact and query.device.type == "cpu":
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -45,8 +60,10 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 def _standardize(weight: torch.Tensor) -> torch.Tensor:
-    variance, mean = torch.var_mean(weight.float(), dim=(1, 2, 3), correction=0, keepdim=True)
-    return ((weight - mean) * (variance + 1e-5).rsqrt()).to(weight.dtype)
+    kernels = weight.float()
+    mean = kernels.mean(dim=(1, 2, 3), keepdim=True)
+    variance = kernels.var(dim=(1, 2, 3), correction=0, keepdim=True)
+    return ((kernels - mean) * (variance + 1e-5).rsqrt()).to(weight.dtype)
 
 
 class ChannelNorm(nn.Module):
@@ -66,13 +83,14 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, channels: int, embedding_channels: int, scale: float):
         super().__init__()
-        # Frozen. Kept in float32 whatever the model's dtype: the phases reach hundreds of radians.
+        # Frozen. Kept in float32 whatever the model's dtype: half a number would be noise after the sine.
         self.register_buffer("frequencies", torch.randn(channels // 2) * scale)
         self.linear_1 = nn.Linear(channels, embedding_channels)
         self.linear_2 = nn.Linear(embedding_channels, embedding_channels)
 
     def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        phases = 2 * math.pi * self.frequencies * (timestep.log() / 4)[:, None]
+        # in this order: the phases reach hundreds of radians, where the last bit of a float32 is already 1e-5
+        phases = (timestep.log() / 4)[:, None] * self.frequencies * 2 * math.pi
         features = torch.cat([phases.sin(), phases.cos()], dim=-1)
         return self.linear_2(F.gelu(self.linear_1(features.to(dtype))))
 
@@ -121,8 +139,9 @@ class LinearAttention(nn.Module):
         query, key, value = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
         query = query.softmax(dim=-2) * self.head_dim**-0.5
         key = key.softmax(dim=-1)
-        context = (value / (height * width)) @ key.transpose(-1, -2)
-        x = (context @ query).flatten(1, 2).unflatten(-1, (height, width))
+        context = torch.einsum("bhdn,bhen->bhde", key, value / (height * width))
+        x = torch.einsum("bhde,bhdn->bhen", context, query)
+        x = x.flatten(1, 2).unflatten(-1, (height, width))
         for layer in self.to_out:
             x = layer(x)
         return hidden_states + x
@@ -142,7 +161,7 @@ class MidAttention(nn.Module):
         height, width = hidden_states.shape[-2:]
         qkv = self.to_qkv(self.norm(hidden_states)).flatten(2)
         query, key, value = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).transpose(-1, -2).unbind(1)
-        x = F.scaled_dot_product_attention(query, key, value)
+        x = attend(query, key, value, scale=self.head_dim**-0.5)
         x = x.transpose(-1, -2).flatten(1, 2).unflatten(-1, (height, width))
         return hidden_states + self.to_out[0](x)
 
@@ -181,8 +200,7 @@ class ConditionAttention(nn.Module):
         self.window_size, self.num_heads = window_size, num_heads
         self.condition_in = nn.Sequential(nn.Conv2d(condition_channels, channels, 1), _relation_norm(norm, channels))
         self.feature_in = nn.Sequential(nn.Conv2d(in_channels, channels, 1), _relation_norm(norm, channels))
-        self.condition_skip = nn.Conv2d(channels, channels, 1)
-        self.feature_skip = nn.Conv2d(channels, channels, 1, bias=False)
+        self.skip = nn.Conv2d(2 * channels, channels, 1)
         self.norm = nn.GroupNorm(8, channels)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -193,24 +211,23 @@ class ConditionAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def prepare(self, condition: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        """Of a condition feature map: its part of the skip connection at `size`, its windows' means, the queries."""
+        """Of a condition feature map: itself at `size`, its windows' means, and the queries."""
         condition = self.condition_in(condition)
-        skip = self.condition_skip(F.interpolate(condition, size=size, mode="bilinear", align_corners=True))
+        resized = F.interpolate(condition, size=size, mode="bilinear", align_corners=True)
         pooled = self._pool(condition)
-        return skip, pooled, self._heads(self.to_q(self._tokens(pooled)))
+        return resized, pooled, self._heads(self.to_q(self._tokens(pooled)))
 
     def forward(self, hidden_states: torch.Tensor, prepared: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        skip, pooled, query = prepared
+        resized, pooled, query = prepared
         features = self.feature_in(hidden_states)
-        shortcut = self.norm(features + skip + self.feature_skip(features))
+        shortcut = self.norm(features + self.skip(torch.cat([resized, features], dim=1)))
         tokens = self._tokens(self._pool(features))
         key, value = self._heads(self.to_k(tokens)), self._heads(self.to_v(tokens))
-        x = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        x = attend(query, key, value)
         x = pooled + x.transpose(-1, -2).flatten(1, 2).unflatten(-1, pooled.shape[-2:])
         x = x + self.dropout(self.ff_out(self.dropout(F.relu(self.ff_in(x)))))
-        # the 1 x 1 projection commutes with the interpolation, and is cheaper before it
-        x = F.interpolate(self.to_out[0](x), size=shortcut.shape[-2:], mode="bilinear", align_corners=True)
-        return shortcut + x
+        x = F.interpolate(x, size=shortcut.shape[-2:], mode="bilinear", align_corners=True)
+        return shortcut + self.to_out[0](x)
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         window = self.window_size

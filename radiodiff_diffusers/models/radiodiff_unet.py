@@ -158,7 +158,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         condition_encoder (`str`, defaults to `"swin"`):
             `"swin"`, `"resnet"`, `"effnet"`, `"vgg"`, or the light `"conv"`.
         condition_encoder_config (`dict`, *optional*):
-            Arguments of the encoder, such as `embed_dim` and `depths` of `"swin"`, or `width` and `stride` of `"conv"`.
+            Arguments of the encoder: `embed_dim` and `depths` of `"swin"`, `width` and `stride` of `"conv"`, ...
         condition_adapter (`bool`, defaults to `False`):
             Bring the planes to three with a 1 x 1 convolution before the encoder, as RadioDiff does with five.
         base_channels (`int`, defaults to 128):
@@ -225,8 +225,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         widths = [base_channels] + [base_channels * multiplier for multiplier in channel_multipliers]
         folded = in_channels * patch_size**2
         self.condition_proj = nn.ModuleList(nn.Conv2d(encoded[i], widths[i], 1) for i in range(len(widths) - 1))
-        self.conv_in = nn.Conv2d(folded, base_channels, 7, padding=3)
-        self.conv_in_condition = nn.Conv2d(encoded[0], base_channels, 7, padding=3, bias=False)
+        self.conv_in = nn.Conv2d(folded + encoded[0], base_channels, 7, padding=3)
         self.norm_in = nn.GroupNorm(min(base_channels // 4, 8), base_channels)
         time_channels = 4 * base_channels
         self.time_embedding = TimeEmbedding(base_channels, time_channels, fourier_scale)
@@ -276,9 +275,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return features
 
     def _prepare(self, features: list[torch.Tensor], size: tuple[int, int]) -> tuple:
-        """All that follows from the condition alone, for a sample of that size: the first layer's part of it, and the
+        """All that follows from the condition alone, for a sample of that size: what joins it at the entrance, and the
         cross-attention's queries and skip connections."""
-        first = self.conv_in_condition(F.interpolate(features[0], size=size, mode="bilinear", align_corners=False))
+        first = F.interpolate(features[0], size=size, mode="bilinear", align_corners=False)
         down, drift, noise = [], [], []
         ups = zip(reversed(self.drift_decoder.up_blocks), reversed(self.noise_decoder.up_blocks), strict=True)
         level_size = size
@@ -341,7 +340,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if prepared is None or prepared[0] != size or torch.is_grad_enabled():
             prepared = self._prepare(features, size)
         _, first, down, drift, noise = prepared
-        x = self.norm_in(self.conv_in(x) + first)
+        x = self.norm_in(self.conv_in(torch.cat([x, first], dim=1)))
         time_embedding = self.time_embedding(t, dtype)
 
         # 2. Down and through the middle
@@ -365,7 +364,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             y = self._run(decoder.resnet_out, torch.cat([y, first_skip], dim=1), time_embedding)
             outputs.append(decoder.unfold(y, sample.to(dtype), planes).float())
 
-        # 4. Preconditioning: at t = 1 the noise is the sample itself, at t = 0 the drift is its negative's opposite end
+        # 4. Preconditioning: at t = 1 the noise is the sample itself, at t = 0 the network's output has no part in C
         t = t.reshape(-1, 1, 1, 1)
         x = sample.float()
         norm = (t.square() + 1).rsqrt()
