@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from radiodiff_diffusers import channels_indoor  # noqa: F401  registers the indoor channels
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.training.augment import (
     SYMMETRIES,
@@ -45,21 +46,18 @@ def test_map_and_channels_turn_alike(turns, flip, shape):
 
 
 @pytest.mark.parametrize("turns, flip", SYMMETRIES)
-def test_the_antenna_turns_along(turns, flip):
-    """The gain towards a pixel, entry azimuth - atan2(dy, dx) of the pattern (ICASSP 2025), stays with its pixel."""
+def test_the_antenna_and_the_walls_turn_along(turns, flip):
+    """The indoor channels of the turned scene are the turned channels, lopsided antenna included."""
     rng = np.random.default_rng(3)
-    scene, radio_map = make_pair(azimuth=35.0, antenna_pattern=rng.normal(size=360).astype(np.float32))
-
-    def antenna_gain(s):
-        x, y = s.transmitter
-        rows, columns = np.mgrid[: s.shape[0], : s.shape[1]]
-        angle = s.azimuth - np.degrees(np.arctan2(rows - y, columns - x))
-        plane = np.interp(angle % 360, np.arange(361), np.append(s.antenna_pattern, s.antenna_pattern[0]))
-        plane[round(y), round(x)] = 0  # no direction
-        return plane
-
+    pattern = rng.uniform(-20, 0, size=360).astype(np.float32)
+    scene, radio_map = make_pair()
+    loss = np.where(scene.buildings, 6.0, 0.0).astype(np.float32)
+    scene = scene.replace(azimuth=35.5, antenna_pattern=pattern, reflectance=loss, transmittance=loss)
     turned, _ = apply_symmetry(scene, radio_map, turns, flip)
-    assert np.allclose(antenna_gain(turned), turn_plane(antenna_gain(scene), turns, flip), atol=1e-4)
+    for channel in ("antenna_gain", "free_space_loss", "reflectance", "transmittance", "distance", "wall_loss"):
+        expected = turn_plane(scene.plane(channel), turns, flip)
+        # the pattern has whole degrees: a direction on the border of two may fall on either side
+        assert np.mean(np.abs(turned.plane(channel) - expected) > 1e-4) < 0.01, channel
 
 
 def test_everything_else_turns_along():

@@ -69,11 +69,12 @@ def turn_antenna(
 
     In the data sets' convention (ICASSP 2025) the gain towards a pixel is entry azimuth - atan2(dy, dx) of the pattern, y
     down; a quarter turn counter-clockwise takes 90 degrees from that angle. A mirror image makes the angle 180 degrees minus
-    it, and so runs through the pattern backwards.
+    it, and so runs through the pattern backwards. Entry k stands for the degree from k to k + 1, so backwards it stands for
+    the one from -k - 1 to -k: entry 359 - k.
     """
     if flip:
         azimuth = 180.0 - azimuth
-        pattern = None if pattern is None else np.roll(pattern[::-1], 1)
+        pattern = None if pattern is None else np.ascontiguousarray(pattern[::-1])
     return float((azimuth - 90.0 * turns) % 360.0), pattern
 
 

@@ -37,6 +37,8 @@ def option(default: Any, help: str) -> Any:
 class DataConfig:
     source: str = option("simulated", "name of a data set (simulated, radiomapseer, icassp2025, ...), a folder or a Hub id")
     options: dict = option({}, "what open_dataset takes for it, such as root, simulation or cars")
+    validation_options: dict = option({}, "what is different for validation")
+    simulate: dict = option({}, "make the folder `source` first by radiodiff simulate with these parameters")
     train_split: str = option("train", "split to train on")
     validation_split: str = option("val", "split to validate on")
     image_channels: list[str] = option(["map"], "planes to learn: map, or a condition channel's name")

@@ -25,14 +25,29 @@ Pair = tuple[Scene, RadioMap]
 Sample = dict[str, Any]
 
 
-def open_split(config: DataConfig, split: str):
-    """The data set a configuration names."""
+def open_split(config: DataConfig, training: bool = True):
+    """The data set a configuration names, for training or for validation."""
     from ..data.hub import open_dataset
 
     options = dict(config.options)
+    if not training:
+        options |= config.validation_options
     if config.streaming:
         options["streaming"] = True
-    return open_dataset(config.source, split, **options)
+    return open_dataset(config.source, config.train_split if training else config.validation_split, **options)
+
+
+def make_samples(config: DataConfig, accelerator, seed: int) -> tuple[Samples, Samples]:
+    """Training and validation samples; simulates the data first where the configuration asks for it."""
+    if config.simulate:
+        from ..data.simulate import simulate
+
+        # one process makes them, the others find them there
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                simulate(config.source, **config.simulate)
+    training = Samples(open_split(config), config, seed)
+    return training, Samples(open_split(config, training=False), config, seed, training=False)
 
 
 def make_planes(scene: Scene, radio_map: RadioMap, names: list[str]) -> np.ndarray:
@@ -63,6 +78,8 @@ class Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, number = key
+        if self.training and hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(number // len(self))  # data sets that draw anew in each epoch
         return self.make(index, number, lambda: self.source[index])
 
     def make(self, index: int, number: int, read) -> Sample:

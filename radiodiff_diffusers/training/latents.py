@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .augment import SYMMETRIES, apply_symmetry
-from .data import Samples, make_planes
+from .data import Samples, make_planes, noise_like, stack_samples
 
 
 logger = logging.getLogger(__name__)
@@ -115,3 +115,22 @@ def _latent_shape(vae: nn.Module, samples: Samples, device) -> tuple[int, ...]:
     scene, radio_map = samples.source[0]
     planes = torch.from_numpy(make_planes(scene, radio_map, samples.config.image_channels))[None].to(device)
     return tuple(posterior(vae, planes)[0].shape[1:])
+
+
+@torch.no_grad()
+def measure_scale(encode, samples: Samples, count: int = 64, batch_size: int = 4) -> float:
+    """1 / standard deviation of the posterior means' samples over some of the data."""
+    total = squares = number = 0.0
+    size = min(count, len(samples))
+    for first in range(0, size, batch_size):
+        batch = stack_samples([samples[(i, i)] for i in range(first, min(first + batch_size, size))])
+        if batch["errors"]:
+            continue
+        posterior = encode(batch)
+        latent = posterior.mean + posterior.std * noise_like(posterior.mean, batch, "scale")
+        total += float(latent.double().sum())
+        squares += float(latent.double().square().sum())
+        number += latent.numel()
+    if not number:
+        raise ValueError("the latents' scale could not be measured: none of the first samples can be read")
+    return float((squares / number - (total / number) ** 2) ** -0.5)

@@ -1,0 +1,37 @@
+"""Which layers of the U-Net an adapter changes: presets, or names of your own."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+PRESETS = {
+    "attention": r".*\.(to_q|to_k|to_v|to_qkv|to_out\.\d+)",
+    "convolutions": r"(?!encoder\.).*(condition_in\.\d+|feature_in\.\d+|skip|ff_in|ff_out|conv_shortcut|downsample|upsample"
+    r"|filter_conv|condition_proj\.\d+|conv_in|conv_in_condition)",
+    "condition_encoder": r"encoder\..*",
+}
+
+
+def find_lora_targets(unet: nn.Module, wanted: list[str]) -> list[str]:
+    """Full names of the layers that the presets, layer names or regular expressions in `wanted` mean.
+
+    Only plain linear and convolution layers: the residual blocks' convolutions standardise their weights, and would standardise
+    an adapter that is fused into them.
+    """
+    able = [name for name, module in unet.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    found: list[str] = []
+    for one in wanted:
+        pattern = PRESETS.get(one, one)
+        try:
+            matches = [n for n in able if re.fullmatch(pattern, n) or n.endswith("." + one)]
+        except re.error as error:
+            raise ValueError(f"lora.targets: {one!r} is no regular expression ({error})") from None
+        if not matches:
+            raise ValueError(
+                f"lora.targets: {one!r} names no linear or plain convolution layer of this model; presets: {', '.join(PRESETS)}"
+            )
+        found += [n for n in matches if n not in found]
+    return found
