@@ -147,12 +147,15 @@ def test_dominant_path_prepares_a_city_once_and_takes_constants(monkeypatch):
     scenes = [city(), city(transmitter=(5, 30))]
     prepared = []
     prepare = engines.prepare
-    monkeypatch.setattr(engines, "prepare", lambda scene, **laws: prepared.append(1) or prepare(scene, **laws))
+    monkeypatch.setattr(engines, "prepare", lambda scene: prepared.append(1) or prepare(scene))
     (predictor,) = make_predictors("dominant_path")
     maps = predictor.load()(scenes)
     assert len(prepared) == 1
     for scene, radio_map in zip(scenes, maps, strict=True):
         assert np.array_equal(radio_map.gain_db, engines.dominant_path(scene).gain_db)
+    with_cars = scenes[0].replace(cars=np.eye(40, dtype=bool))
+    predictor.load()([scenes[0], with_cars])
+    assert len(prepared) == 3  # a new predictor remembers nothing, and cars make another city
     shallow = predict("dominant_path:shadow_exponent=3.5,roof_loss=20", scenes[0]).gain_db
     assert np.array_equal(shallow, engines.dominant_path(scenes[0], shadow_exponent=3.5, roof_loss=20).gain_db)
     assert (shallow < maps[0].gain_db).any()

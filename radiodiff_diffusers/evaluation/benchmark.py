@@ -51,8 +51,7 @@ class TestSet:
     """Pairs of (`Scene`, `RadioMap`) to be scored, the scenes with measurements taken from their maps.
 
     Args:
-        source: a folder in RadioMapSeer's layout, any other data set that `data.hub.open_dataset` knows, or a sequence
-            of pairs.
+        source: a folder or Hub data set that `data.hub.open_dataset` knows, or a sequence of pairs.
         split (`str`, defaults to `"all"`): which part of it.
         count (`int`, *optional*): so many maps, drawn at random without repetition; all where left out.
         seed: decides which maps, and where is measured.
@@ -103,24 +102,14 @@ class TestSet:
         return scene, truth
 
 
-def _open(source: str | Path, split: str, options: dict[str, Any]):
-    if (Path(source) / "gain").is_dir():
-        from ..data.radiomapseer import RadioMapSeer
-
-        try:
-            return RadioMapSeer(source, split, **options)
-        except TypeError as error:
-            raise ValueError(f"{source}: {error}") from None
-    if _looks_like_path(source) and not Path(source).exists():
-        raise ValueError(f"{source}: no such folder. Expected a data set in RadioMapSeer's layout, or a Hub id")
+def _open(source: str | Path, split: str, options: dict[str, Any]) -> Any:
     from ..data.hub import open_dataset
 
-    return open_dataset(str(source), split, **options)
-
-
-def _looks_like_path(source: str | Path) -> bool:
-    text = str(source)
-    return isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+    pairs = open_dataset(source, split, **options)
+    first = pairs[0] if len(pairs) else None
+    if first is not None and not (isinstance(first, tuple) and isinstance(first[0], Scene)):
+        raise ValueError(f"{source} holds no radio maps: this benchmark needs scenes with their maps")
+    return pairs
 
 
 # Scoring -----------------------------------------------------------------------------------------------------------

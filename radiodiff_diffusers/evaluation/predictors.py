@@ -170,22 +170,28 @@ class DominantPath:
     def __call__(self, scenes: list[Scene]) -> list[RadioMap]:
         from ..engines import dominant_path
 
-        return [dominant_path(scene, city=self._city(scene), **self.laws) for scene in scenes]
+        # a crop is cut from its whole city's map by the engine itself
+        cities = [None if scene._cut_from is not None else self._city(scene) for scene in scenes]
+        return [dominant_path(scene, city=city, **self.laws) for scene, city in zip(scenes, cities, strict=True)]
 
     def _city(self, scene: Scene) -> Any:
         from ..engines import prepare
 
-        rings = (
-            b""
-            if scene.polygons is None
-            else b"".join(np.asarray(r).tobytes() for rings in scene.polygons for r in rings)
-        )
-        key = (scene.shape, scene.metres_per_pixel, hash(scene.buildings.tobytes()), hash(rings))
-        if key not in self._cities:
-            self._cities[key] = prepare(scene, **self.laws)
+        known = self._cities.get(_city_key(scene))
+        if known is None:
+            known = self._cities[_city_key(scene)] = prepare(scene)
             if len(self._cities) > CITIES_KEPT:
                 self._cities.popitem(last=False)
-        return self._cities[key]
+        return known
+
+
+def _city_key(scene: Scene) -> tuple:
+    """All that the engine's preparation depends on: equal keys, equal cities."""
+    rings = [ring for polygon in scene.polygons or () for ring in polygon]
+    planes = [plane for plane in (scene.buildings, scene.cars) if plane is not None]
+    heights = scene.transmitter_height, scene.receiver_height, scene.car_height
+    bytes_ = tuple(hash(np.asarray(part).tobytes()) for part in (*planes, *rings))
+    return scene.shape, scene.metres_per_pixel, heights, scene.cars is None, scene.polygons is None, bytes_
 
 
 # From measurements -------------------------------------------------------------------------------------------------
