@@ -94,4 +94,5 @@ def label_pixels(points, triangles, labels):
                     left, right = min(left, at), max(right, at)
             if left <= right:
                 first, last = max(int(np.ceil(left - slack)), 0), min(int(np.floor(right + slack)), width - 1)
-                labels[row, first : last + 1] = t
+                if first <= last:  # a triangle beside the raster would count its end from the other side
+                    labels[row, first : last + 1] = t
