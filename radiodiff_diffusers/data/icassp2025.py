@@ -144,6 +144,10 @@ class ICASSP2025:
             self.cache.fill(scene)
         return scene, radio_map
 
+    def files(self, index: int) -> str:
+        """The file of a sample's map, as reports name it."""
+        return f"Outputs/Task_{self.task}_ICASSP/{self.names[index]}.png"
+
     def set_epoch(self, epoch: int) -> None:
         """Draw other crops."""
         self.epoch = epoch

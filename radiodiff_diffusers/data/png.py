@@ -27,21 +27,29 @@ def read_gray(path: str | Path) -> np.ndarray:
         data = _read_bytes(path)
     except OSError:
         return read_image(path)  # says what is wrong
+    plane = decode_gray(data, str(path))
+    return read_image(path) if plane is None else plane
+
+
+def decode_gray(data: bytes, name: str) -> np.ndarray | None:
+    """(H, W) uint8 of an 8-bit gray PNG in memory, `None` where it is another kind of file; `name` is for error
+    messages.
+    """
     shape, packed = _gray_chunks(data)
     if shape is None:
-        return read_image(path)
+        return None
     height, width = shape
     try:
         rows = np.frombuffer(zlib.decompress(packed), np.uint8)
     except zlib.error as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{name} is damaged: {error}") from None
     if rows.size != height * (width + 1):
-        raise ValueError(f"{path} is damaged: {rows.size} bytes of pixels, {height * (width + 1)} expected")
+        raise ValueError(f"{name} is damaged: {rows.size} bytes of pixels, {height * (width + 1)} expected")
     rows = rows.reshape(height, width + 1)
     if not rows[:, 0].any():
         return rows[:, 1:]
     if rows[:, 0].max() > 4:
-        raise ValueError(f"{path} is damaged: it uses a row filter that PNG does not know")
+        raise ValueError(f"{name} is damaged: it uses a row filter that PNG does not know")
     return _undo_filters(rows)
 
 

@@ -176,6 +176,11 @@ class RadioMapSeer:
         """Map and transmitter of a sample."""
         return self.samples[index]
 
+    def files(self, index: int) -> str:
+        """The file of a sample's map, as reports name it."""
+        map_id, tx_id = self.samples[index]
+        return f"gain/{self.simulations[0]}/{map_id}_{tx_id}.png"
+
     def _gray(self, map_id: int, tx_id: int, rng: np.random.Generator) -> np.ndarray:
         grays = [self.folder.gain(simulation, map_id, tx_id) for simulation in self.simulations]
         if len(grays) == 1:

@@ -1,0 +1,66 @@
+"""Any data set of radio maps as a folder in RadioMapSeer's layout, for programs that read nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..scene import RadioMap, Scene
+
+_MAP_AND_TRANSMITTER = re.compile(r"(\d+)_(\d+)")
+
+
+def export_radiomapseer(
+    pairs: Iterable[tuple[Scene, RadioMap]], folder: str | Path, simulation: str = "DPM"
+) -> dict[str, int]:
+    """Write gain/, png/buildings_complete/, png/antennas/, png/cars/ and polygon/ of all pairs.
+
+    Names like `12_3` (map 12, transmitter 3) are kept; other scenes are numbered, the same buildings being the same
+    map. Maps become 8-bit gray on their own scale. Transmitters are written as pictures, to the nearest pixel; there
+    is no antenna/ folder, for a list of transmitters has no room for ones that are not there.
+
+    Returns:
+        `{"maps", "samples"}`.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: choose another folder")
+    numbers: dict[bytes, int] = {}
+    counts: dict[int, int] = {}
+    samples = 0
+
+    def save(name: str, plane: np.ndarray) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(plane).save(path)
+
+    for scene, radio_map in pairs:
+        match = _MAP_AND_TRANSMITTER.fullmatch(scene.name or "")
+        if match:
+            map_id, tx_id = (int(v) for v in match.groups())
+        else:
+            map_id = numbers.setdefault(scene.buildings.tobytes(), len(numbers))
+            tx_id = counts.get(map_id, 0)
+        counts[map_id] = counts.get(map_id, 0) + 1
+        if counts[map_id] == 1:
+            save(f"png/buildings_complete/{map_id}.png", scene.buildings.astype(np.uint8) * 255)
+            if scene.cars is not None:
+                save(f"png/cars/{map_id}.png", scene.cars.astype(np.uint8) * 255)
+            if scene.polygons is not None and all(len(rings) == 1 for rings in scene.polygons):
+                path = folder / f"polygon/buildings_complete/{map_id}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rings = [(ring * (1, -1) + (1, scene.shape[0])).round(6).tolist() for (ring,) in scene.polygons]
+                path.write_text(json.dumps(rings))
+        dot = np.zeros(scene.shape, np.uint8)
+        scene.require_transmitter("RadioMapSeer's layout")
+        dot[scene.transmitter_pixel] = 255
+        save(f"png/antennas/{map_id}_{tx_id}.png", dot)
+        save(f"gain/{simulation}/{map_id}_{tx_id}.png", np.rint(radio_map.gray).astype(np.uint8))
+        samples += 1
+    return {"maps": len(counts), "samples": samples}
