@@ -42,8 +42,8 @@ def obstructed_metres(scene: Scene) -> np.ndarray:
 def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Approximate dominant path to each pixel: its loss in dB beyond 1 m, and the degrees it turns in all; both (H, W).
 
-    The laws are the dominant-path engine's, the path is found on the raster (corners are pixels beside a building), so it
-    costs a fraction of the engine and is true to a few dB: a hint for networks, not a map. Pixels that no path reaches
+    The search and the laws are the dominant-path engine's, but walls are the raster's, so it costs a fraction of the engine
+    and is true to a few dB: a hint for networks, not a map. Pixels that no path reaches
     (inside buildings, closed courtyards) read over the roofs.
     """
     memory = scene._planes
@@ -204,8 +204,8 @@ def _round_corners(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Least-loss paths by Dijkstra over pixels, each of which remembers the last corner its path turned at.
 
-    A pixel's neighbour is reached from that corner where it sees it, else round the pixel itself, which must then touch an
-    obstacle (any-angle search in the manner of Theta*).
+    A pixel's neighbour is reached from that corner where it sees it, else round the pixel itself (any-angle search in the
+    manner of Theta*).
     """
     height, width = blocked.shape
     count = height * width
@@ -246,11 +246,6 @@ def _round_corners(
             continue
         expanded[here] = closed[here] = True
         row, column = here // width, here % width
-        touches = False
-        for dr in range(-1, 2):
-            for dc in range(-1, 2):
-                r, c = row + dr, column + dc
-                touches |= 0 <= r < height and 0 <= c < width and blocked[r, c]
         for dr in range(-1, 2):
             for dc in range(-1, 2):
                 r, c = row + dr, column + dc
@@ -262,8 +257,6 @@ def _round_corners(
                 last = corner[here]
                 seen = last >= 0 and _is_clear(blocked, last % width, last // width, c, r)
                 if not seen:
-                    if not touches:
-                        continue
                     last = here
                 # the turn at `last`, from the corner before it
                 before = corner[last]
