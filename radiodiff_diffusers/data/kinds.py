@@ -32,5 +32,5 @@ def find_kind(root: str | Path) -> str:
         pass
     raise ValueError(
         f"{root} holds no data set that is known here: expected gain/ and png/ (RadioMapSeer), Inputs/ and Outputs/ "
-        "(ICASSP 2025), train/image/ and train/edge/ (arranged), data/*.parquet, or one folder of images a user (user_00)"
+        "(ICASSP 2025), train/image/ and train/edge/ (arranged), data/*.parquet, or one image folder a user (user_00)"
     )

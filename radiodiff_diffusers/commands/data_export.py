@@ -1,0 +1,63 @@
+"""Write a data set as Parquet shards with a card, to read, stream or push to the Hub; or in RadioMapSeer's layout."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="DATA", help="a folder of any kind that is known, or a name on the Hub")
+    parser.add_argument("-o", "--output", required=True, help="where to; a new folder")
+    parser.add_argument("--format", choices=("parquet", "radiomapseer"), default="parquet", help="default: parquet")
+    parser.add_argument(
+        "--splits", default="train,val,test", help="which, with commas between (default: train,val,test)"
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the data set, as simulation=IRT2 or task=3",
+    )
+    parser.add_argument("--rows", type=int, default=2000, metavar="N", help="maps a shard (default: 2000)")
+    parser.add_argument("--title", help="of the card")
+    parser.add_argument("--description", default="", help="of the card")
+    parser.add_argument("--licence", help="of the card, as cc-by-4.0")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hub afterwards (private)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    import yaml
+    from tqdm import tqdm
+
+    from ..data.hub import open_dataset, push_to_hub, write_parquet
+
+    if args.rows < 1:
+        raise ValueError(f"--rows must be at least 1; got {args.rows}")
+    if args.push and args.format != "parquet":
+        raise ValueError("--push goes with --format parquet")
+    wrong = [option for option in args.option if "=" not in option]
+    if wrong:
+        raise ValueError(f"--option takes NAME=VALUE, such as simulation=IRT2; got {wrong[0]!r}")
+    options = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in args.option)}
+    splits = {name: open_dataset(args.source, name, **options) for name in args.splits.split(",")}
+    count = sum(len(data) for data in splits.values())
+    if args.format == "radiomapseer":
+        from ..data.export import export_radiomapseer
+
+        pairs = (data[k] for data in splits.values() for k in range(len(data)))
+        print(json.dumps(export_radiomapseer(tqdm(pairs, total=count, unit="map", disable=None), args.output)))
+        return 0
+    folder = write_parquet(
+        splits,
+        args.output,
+        rows_per_shard=args.rows,
+        title=args.title,
+        description=args.description,
+        licence=args.licence,
+        progress=lambda rows, n: tqdm(rows, total=n, unit="map", disable=None),
+    )
+    print(json.dumps({"folder": str(folder), **{name: len(data) for name, data in splits.items()}}))
+    if args.push:
+        print(push_to_hub(folder, args.push))
+    return 0

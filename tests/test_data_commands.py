@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_sets
+
+from radiodiff_diffusers.cli import main
+from radiodiff_diffusers.data.check import check
+
+
+@pytest.fixture(scope="module")
+def seer(tmp_path_factory):
+    return tiny_sets.make_radiomapseer(tmp_path_factory.mktemp("seer"))
+
+
+@pytest.fixture(scope="module")
+def icassp(tmp_path_factory):
+    return tiny_sets.make_icassp(tmp_path_factory.mktemp("icassp"))
+
+
+def test_a_whole_set_passes(seer, icassp, capsys):
+    assert main(["data", "check", str(seer)]) == 0
+    assert "all is well" in capsys.readouterr().out
+    report = check(icassp)
+    assert report.problems == [] and report.files == 6 + 18 + 36 + 2
+    assert "6 samples, 3 buildings (2 to 2 samples each)" in report.facts["task 1"]
+    assert "_seen" not in report.facts and report.facts["sizes"].startswith("3: ")
+    assert check(icassp, quick=True).problems == []
+
+
+def test_everything_wrong_in_radiomapseer_is_named_at_once(seer, tmp_path, capsys):
+    root = shutil.copytree(seer, tmp_path / "seer")
+    (root / "gain/DPM/0_1.png").unlink()
+    (root / "gain/IRT4/2_0.png").unlink()
+    (root / "png/cars/1.png").unlink()
+    (root / "png/buildings_missing3/2/0.png").unlink()
+    (root / "antenna/2.json").unlink()
+    (root / "gain/IRT2/1_1.png").write_bytes(b"broken")
+    (root / "gain/carsDPM/1_0.png").write_bytes((root / "gain/carsDPM/1_0.png").read_bytes()[:-300])
+    tiny_sets.save(root / "gain/DPM/2_2.png", np.ones((9, 9), np.uint8))
+    tiny_sets.save(root / "gain/DPM/2_1.png", np.zeros((64, 64), np.uint8))
+    tiny_sets.save(root / "png/antennas/0_0.png", np.zeros((64, 64), np.uint8))
+    (root / "antenna/1.json").write_text("[[3, 4], [500, 4], [2, 2]]")
+    (root / "polygon/buildings_complete/0.json").write_text("[[1, 2")
+    assert main(["data", "check", str(root)]) == 1
+    out = capsys.readouterr().out
+    for line in (
+        "gain/DPM/0_1.png: missing",
+        "gain/IRT4/2_0.png: missing",
+        "png/cars/1.png: missing",
+        "png/buildings_missing3/2/0.png: missing",
+        "antenna/2.json: missing",
+        "gain/IRT2/1_1.png is not an image",
+        "gain/carsDPM/1_0.png is damaged",
+        "gain/DPM/2_2.png: 9 x 9 pixels, its map has 64 x 64",
+        "gain/DPM/2_1.png: no signal anywhere",
+        "png/antennas/0_0.png: 0 bright pixels",
+        "antenna/1.json: transmitters outside the map: 1",
+        "polygon/buildings_complete/0.json is damaged",
+    ):
+        assert line in out, line
+    # what is wrong in antenna/1.json shows at the dots of map 1 as well: three more lines, and no others
+    assert out.count("antenna/ says") == 3 and out.strip().endswith("15 problems")
+    assert main(["data", "check", str(root), "--quick", "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 5
+
+
+def test_a_complete_set_is_asked_for(seer):
+    assert any(
+        line == "gain/DPM/700_0.png: missing" or "700" in line
+        for line in check(seer, complete=True, quick=True).problems
+    )
+
+
+def test_everything_wrong_in_icassp_is_named_at_once(icassp, tmp_path):
+    root = shutil.copytree(icassp, tmp_path / "set")
+    (root / "Outputs/Task_1_ICASSP/B1_Ant1_f1_S0.png").unlink()
+    (root / "Inputs/Task_2_ICASSP/B2_Ant1_f2_S1.png").unlink()
+    (root / "Outputs/Task_3_ICASSP/B1_Ant1_f1_S1.png").write_bytes(b"no")
+    tiny_sets.save(root / "Outputs/Task_3_ICASSP/B2_Ant1_f1_S1.png", np.full((4, 4), 50, np.uint8))
+    width, height = tiny_sets.indoor_size(3)
+    tiny_sets.save(root / "Outputs/Task_3_ICASSP/B3_Ant1_f1_S1.png", np.full((height, width), 200, np.uint8))
+    (root / "Positions/Positions_B3_Ant2_f3.csv").write_text("X,Y,Azimuth\n1,1,0\n1,1,0\n")
+    (root / "Radiation_Patterns/Ant2_Pattern.csv").write_text("1,2\n")
+    problems = "\n".join(check(root).problems)
+    for line in (
+        "Outputs/Task_1_ICASSP/B1_Ant1_f1_S0.png: missing",
+        "Inputs/Task_2_ICASSP/B2_Ant1_f2_S1.png: missing",
+        "B1_Ant1_f1_S1.png is not an image",
+        "B2_Ant1_f1_S1.png: 4 x 4 pixels",
+        "B3_Ant1_f1_S1.png: path loss of 200 to 200 dB",
+        "row 0: (1, 1) does not fit the distance channel of B3_Ant2_f3_S0",
+        "Ant2_Pattern.csv is damaged",
+    ):
+        assert line in problems, line
+    swapped = tiny_sets.make_icassp(tmp_path / "swapped", buildings=(1,), tasks=(1,), swapped=True)
+    assert any("row and column" in note for note in check(swapped).notes)
+
+
+def test_arrange_then_check(icassp, tmp_path, capsys):
+    out = tmp_path / "arranged"
+    arguments = ["data", "arrange", str(icassp), "-o", str(out), "--size", "48", "--task", "2", "--split-by", "sample"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(out), "train": 16, "val": 1, "test": 1, "failed": 0}
+    report = check(out)
+    assert (
+        report.problems == []
+        and report.facts["sizes"] == "48 x 48"
+        and any("are in train and" in n for n in report.notes)
+    )
+    next((out / "train/edge").iterdir()).unlink()
+    assert [line for line in check(out).problems if line.startswith("train/edge/") and line.endswith("missing")]
+    assert main([*arguments, "--fit", "stretch"]) == 2
+    assert "unknown fit" in capsys.readouterr().err
+
+
+def test_export_to_parquet_and_to_files(seer, tmp_path, capsys):
+    out = tmp_path / "parquet"
+    assert main(["data", "export", str(seer), "-o", str(out), "--splits", "all", "--option", "simulation=IRT2"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"] == 9
+    assert main(["data", "check", str(out)]) == 0
+    assert "rows: all 9" in capsys.readouterr().out
+    shard = next((out / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-50])
+    assert main(["data", "check", str(out)]) == 1
+    back = tmp_path / "files"
+    arguments = ["data", "export", str(seer), "-o", str(back), "--splits", "all", "--format", "radiomapseer"]
+    assert main(arguments) == 0 and (back / "gain/DPM/2_2.png").is_file()
+    assert main(["data", "export", str(seer), "-o", str(tmp_path / "x"), "--option", "task"]) == 2
+    assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_spectrograms_are_checked(tmp_path):
+    for user in range(2):
+        tiny_sets.save(tmp_path / f"user_{user:02d}/0.png", np.zeros((8, 8), np.uint8))
+    assert check(tmp_path).problems == []
+    (tmp_path / "user_01/1.png").write_bytes(b"x")
+    assert len(check(tmp_path).problems) == 1
+
+
+def test_help_lists_the_actions(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    out = capsys.readouterr().out
+    assert all(f"\n    {name}" in out for name in ("check", "arrange", "export"))
+    assert main(["data", "check", "nowhere"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
