@@ -16,7 +16,6 @@ from radiodiff_diffusers.training.augment import (
     turn_scene,
 )
 
-
 RAY_CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance"]
 
 

@@ -42,9 +42,11 @@ def test_lists_nothing_and_dictionary_entries():
 
 
 def test_extends(tmp_path):
-    written(tmp_path, "train: {max_steps: 10, batch_size: 3}\n", "base.yaml")
-    path = written(tmp_path, "extends: base.yaml\ntrain: {batch_size: 4}\n")
-    assert read_yaml(path) == {"train": {"max_steps": 10, "batch_size": 4}}
+    base = "train: {max_steps: 10, batch_size: 3}\ndata: {options: {simulation: DPM}}\n"
+    written(tmp_path, base, "base.yaml")
+    path = written(tmp_path, "extends: base.yaml\ntrain: {batch_size: 4}\ndata: {options: {cars: true}}\n")
+    # options belong together: those of another data set would be in the way
+    assert read_yaml(path) == {"train": {"max_steps": 10, "batch_size": 4}, "data": {"options": {"cars": True}}}
 
 
 @pytest.mark.parametrize(

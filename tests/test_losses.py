@@ -13,7 +13,6 @@ from radiodiff_diffusers.training import losses
 from radiodiff_diffusers.training.schedules import make_schedule
 from schedulers.scheduling_const_sde import ConstSDEScheduler
 
-
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -183,7 +182,9 @@ def test_the_helmholtz_term_sees_waves():
 
 
 def test_terms_are_named_and_checked():
-    assert set(losses.image_terms({"ssim": 0.5, "gradient": 0.0}, rs(1, 1, 1, 16, 16), rs(2, 1, 1, 16, 16))) == {"ssim"}
+    assert set(losses.image_terms({"ssim": 0.5, "gradient": 0.0}, rs(1, 1, 1, 16, 16), rs(2, 1, 1, 16, 16))) == {
+        "ssim"
+    }
     with pytest.raises(ValueError, match="names 'sim'; known here: .*ssim"):
         losses.check_terms({"sim": 1.0})
 
@@ -223,7 +224,8 @@ def test_latent_scale():
     assert losses.latent_scale(rs(1, 4, 3, 32, 32) * 4) == pytest.approx(0.25, rel=0.02)
 
 
-# Schedules --------------------------------------------------------------------------------------------------------------
+# Schedules
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_floors_are_true_floors():

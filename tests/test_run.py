@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
 
 from radiodiff_diffusers.scene import RadioMap
 from radiodiff_diffusers.training import checkpoints, guard
@@ -22,8 +23,6 @@ from radiodiff_diffusers.training.config import EMAConfig, TrainConfig
 from radiodiff_diffusers.training.data import Samples, generators, noise_like, training_batches
 from radiodiff_diffusers.training.ema import ModelEMA
 from radiodiff_diffusers.training.preflight import check_train_config
-from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
-
 
 TOY = Path(__file__).with_name("toy_recipe.py")
 
@@ -80,7 +79,8 @@ def interrupt(at, error=KeyboardInterrupt):
     return wrap
 
 
-# Resuming ---------------------------------------------------------------------------------------------------------------
+# Resuming
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,9 @@ def curve_or_empty(folder):
 
 
 def start_toy(folder, *arguments, **environment):
-    path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(TOY.parent.parent)]).strip(os.pathsep)
+    path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(TOY.parent.parent)]).strip(
+        os.pathsep
+    )
     return subprocess.Popen(
         [sys.executable, str(TOY), "--output_dir", str(folder), *arguments],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
@@ -252,7 +254,8 @@ def test_validation_changes_nothing(tmp_path, unbroken):
     assert curve(tmp_path) == unbroken[0] and run.models["model"].training
 
 
-# Disk and signals -------------------------------------------------------------------------------------------------------
+# Disk and signals
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(tmp_path, monkeypatch, capsys):
@@ -316,7 +319,8 @@ def test_signals_save_and_leave(tmp_path, unbroken, number, code):
     assert curve(tmp_path) == unbroken[0]
 
 
-# The guard --------------------------------------------------------------------------------------------------------------
+# The guard
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_of_nan_is_named_and_skipped(tmp_path):
@@ -510,7 +514,8 @@ def test_broken_weights_roll_back(tmp_path):
     assert not guard.bad_weights(run.models)
 
 
-# The loop ---------------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_accumulation_accumulates(tmp_path):
@@ -526,7 +531,7 @@ def test_accumulation_accumulates(tmp_path):
 
     many, one = finals(2, 4), finals(8, 1)
     assert many.samples_seen == one.samples_seen == 48
-    for a, b in zip(many.models["model"].parameters(), one.models["model"].parameters()):
+    for a, b in zip(many.models["model"].parameters(), one.models["model"].parameters(), strict=False):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -535,7 +540,7 @@ def test_gradients_are_clipped_before_the_step(tmp_path):
     start = [p.detach().clone() for p in model.parameters()]
     config = config_for(tmp_path, max_steps=1, max_grad_norm=0.1, learning_rate=0.05)
     go(config, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.05))
-    moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(model.parameters(), start)]).norm()
+    moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(model.parameters(), start, strict=False)]).norm()
     assert float(moved) == pytest.approx(0.1 * 0.05, rel=1e-3)
     assert events(tmp_path)[0]["grad_norm/model"] > 0.1
 
@@ -567,8 +572,10 @@ def test_two_optimisers_each_train_their_own(tmp_path):
         return losses, {}
 
     assert run.train(step) == 0
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], initial))  # untouched by the generator's two steps
-    assert any(not torch.equal(a, b) for a, b in zip(discriminator.parameters(), initial))
+    assert all(
+        torch.equal(a, b) for a, b in zip(seen[0], initial, strict=False)
+    )  # untouched by the generator's two steps
+    assert any(not torch.equal(a, b) for a, b in zip(discriminator.parameters(), initial, strict=False))
     assert optimizers["discriminator"].param_groups[0]["lr"] == pytest.approx(2e-4)
 
 
@@ -656,7 +663,13 @@ def test_contradictions_stop_before_the_start(change, message):
 def test_the_run_says_what_it_will_do(tmp_path, capsys):
     go(config_for(tmp_path, max_steps=2, mixed_precision="bf16", batch_size=3, gradient_accumulation_steps=2))
     text = capsys.readouterr().err
-    for part in ("precision asked bf16, had bf16", "= 6", "12 samples, 2 steps an epoch", "241 parameters trained", "GB"):
+    for part in (
+        "precision asked bf16, had bf16",
+        "= 6",
+        "12 samples, 2 steps an epoch",
+        "241 parameters trained",
+        "GB",
+    ):
         assert part in text
 
 

@@ -1,4 +1,5 @@
-"""The smallest recipe there is, for tests of the run: a few convolutions denoise little maps. Also runs as a script."""
+"""The smallest recipe there is, for tests of the run: a few convolutions denoise little maps. Also runs as a
+script."""
 
 import os
 import sys

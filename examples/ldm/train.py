@@ -136,7 +136,9 @@ def make_unet(config: LDMConfig, vae) -> RadioDiffUNet2DModel:
     if data.condition_channels:
         arguments["condition_channels"] = list(data.condition_channels)
     if vae is None and (config.model.cache_latents or config.model.scaling_factor):
-        raise ValueError("model.cache_latents and model.scaling_factor belong to an autoencoder, but model.vae is none")
+        raise ValueError(
+            "model.cache_latents and model.scaling_factor belong to an autoencoder, but model.vae is none"
+        )
     if vae is not None and config.loss.mask_buildings:
         raise ValueError("loss.mask_buildings is for a model of pixels, but there is an autoencoder: turn it off")
     if config.loss.extra and config.model.cache_latents:

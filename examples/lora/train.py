@@ -95,7 +95,10 @@ def main(argv: list[str] | None = None) -> int:
         )
     )
     trained, frozen = count_parameters(unet)
-    accelerator.print(f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model", file=sys.stderr)
+    accelerator.print(
+        f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model",
+        file=sys.stderr,
+    )
 
     config.data.condition_channels = list(unet.config.condition_channels)
     training_samples, validation_samples = make_samples(config.data, accelerator, config.train.seed)

@@ -2,7 +2,8 @@
 
     accelerate launch examples/vae_gan/train.py --config examples/vae_gan/first_radio.yaml
 
-First the autoencoder alone (L1 + L2 + LPIPS + a little KL), then, from `loss.disc_start` on, against a PatchGAN as well.
+First the autoencoder alone (L1 + L2 + LPIPS + a little KL), then, from `loss.disc_start` on, against a PatchGAN as
+well.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from radiodiff_diffusers.training.validation import Validation
 
 @dataclass
 class ModelConfig:
-    encodes: str = option("image", "image: an autoencoder; condition: conditions in, image out; both: two encoders, fused")
+    encodes: str = option(
+        "image", "image: an autoencoder; condition: conditions in, image out; both: two encoders, fused"
+    )
     fusion: str = option("concat", "of two encoders' latents: concat, add or cross_attention")
     channels: int = option(128, "width of the first level")
     multipliers: list[int] = option([1, 2, 4], "widths of the levels; each but the last halves the size")
@@ -57,7 +60,9 @@ class LossConfig:
     disc_weight: float = option(0.5, "of the adversarial loss, on top of the adaptive weight")
     disc_loss: str = option("hinge", "hinge or vanilla")
     adaptive_weight: bool = option(True, "balance the adversarial loss by its gradient; else disc_weight stands alone")
-    extra: dict[str, float] = option({}, "further terms and their weights: gradient, ssim, helmholtz, feature_matching")
+    extra: dict[str, float] = option(
+        {}, "further terms and their weights: gradient, ssim, helmholtz, feature_matching"
+    )
     mask_buildings: bool = option(False, "pixels in buildings do not count")
 
 

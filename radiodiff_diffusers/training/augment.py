@@ -1,7 +1,7 @@
 """Augmentation of a scene and its map together: the eight symmetries of the square, and crops.
 
-Everything a scene knows goes along: planes, transmitter, polygons, and which way the antenna looks. Its channels are made from
-the changed scene, so that ray channels are right by construction.
+Everything a scene knows goes along: planes, transmitter, polygons, and which way the antenna looks. Its channels are
+made from the changed scene, so that ray channels are right by construction.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..scene import RadioMap, Scene
-
 
 SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 _PLANES = ("buildings", "cars", "reflectance", "transmittance", "measurements", "k2")
@@ -41,7 +40,8 @@ def turn_scene(scene: Scene, turns: int, flip: bool) -> Scene:
         new_width, new_height = (height, width) if turns % 2 else (width, height)
         return turn_scene(whole, turns, flip).crop(left, top, new_width, new_height)
     planes = {
-        name: None if getattr(scene, name) is None else turn_plane(getattr(scene, name), turns, flip) for name in _PLANES
+        name: None if getattr(scene, name) is None else turn_plane(getattr(scene, name), turns, flip)
+        for name in _PLANES
     }
     transmitter = scene.transmitter
     if transmitter is not None:
@@ -67,10 +67,10 @@ def turn_antenna(
 ) -> tuple[float, np.ndarray | None]:
     """Where the antenna looks after the symmetry.
 
-    In the data sets' convention (ICASSP 2025) the gain towards a pixel is entry azimuth - atan2(dy, dx) of the pattern, y
-    down; a quarter turn counter-clockwise takes 90 degrees from that angle. A mirror image makes the angle 180 degrees minus
-    it, and so runs through the pattern backwards. Entry k stands for the degree from k to k + 1, so backwards it stands for
-    the one from -k - 1 to -k: entry 359 - k.
+    In the data sets' convention (ICASSP 2025) the gain towards a pixel is entry azimuth - atan2(dy, dx) of the
+    pattern, y down; a quarter turn counter-clockwise takes 90 degrees from that angle. A mirror image makes the angle
+    180 degrees minus it, and so runs through the pattern backwards. Entry k stands for the degree from k to k + 1, so
+    backwards it stands for the one from -k - 1 to -k: entry 359 - k.
     """
     if flip:
         azimuth = 180.0 - azimuth
@@ -138,11 +138,14 @@ def check_crop(shape: tuple[int, int], side: int, keep_transmitter: bool, margin
     if side > min(height, width):
         raise ValueError(f"crop is {side} pixels but the map only {width} x {height}: choose a smaller crop")
     if keep_transmitter and 2 * margin >= side:
-        raise ValueError(f"transmitter_margin {margin} leaves no room in a crop of {side} pixels: choose a smaller one")
+        raise ValueError(
+            f"transmitter_margin {margin} leaves no room in a crop of {side} pixels: choose a smaller one"
+        )
 
 
 def _window_holding(position: float, side: int, length: int, margin: int) -> tuple[int, int]:
-    """First and last start of a window of `side` that holds `position`, `margin` from its ends where the map allows."""
+    """First and last start of a window of `side` that holds `position`, `margin` from its ends where the map
+    allows."""
     pixel = int(np.floor(position + 0.5))
     low, high = pixel - side + 1 + margin, pixel - margin
     return int(np.clip(low, 0, length - side)), int(np.clip(high, 0, length - side))

@@ -1,11 +1,12 @@
-"""Checkpoints that survive: written beside, flushed to disk, renamed, checksummed, and looked at before they are trusted.
+"""Checkpoints that survive: written beside, flushed to disk, renamed, checksummed, and looked at before they are
+trusted.
 
-    checkpoints/step_00001000/
-        models.safetensors      weights and buffers of every model that is trained
-        ema.safetensors         their moving average, where there is one
-        training.pt             optimisers, gradient scaler, random states of every process
-        state.json              step, position in the data, losses, configuration
-        manifest.json           size and SHA-256 of each of these files
+checkpoints/step_00001000/
+    models.safetensors      weights and buffers of every model that is trained
+    ema.safetensors         their moving average, where there is one
+    training.pt             optimisers, gradient scaler, random states of every process
+    state.json              step, position in the data, losses, configuration
+    manifest.json           size and SHA-256 of each of these files
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def prune(root: Path, keep_last: int, keep: set[str], milestone: Callable[[int], bool]) -> list[Path]:
-    """Remove checkpoints but the last few, those named in `keep` and the milestones; what was left of broken writes too."""
+    """Remove checkpoints but the last few, those named in `keep` and the milestones; what was left of broken writes
+    too."""
     folders = list_checkpoints(root)
     removed = []
     for folder in folders[: max(len(folders) - max(keep_last, 1), 0)]:
@@ -135,7 +136,8 @@ def prune(root: Path, keep_last: int, keep: set[str], milestone: Callable[[int],
     return removed
 
 
-# The disk ---------------------------------------------------------------------------------------------------------------
+# The disk
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _remove(folder: Path) -> None:

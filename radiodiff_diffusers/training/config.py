@@ -6,8 +6,10 @@ A recipe's configuration is a dataclass whose fields are dataclasses, one a sect
       max_steps: 50000
       learning_rate: 5e-5
 
-and the command line has every key as `--train.max_steps 100`, or `--max_steps 100` where no other section has a key of that
-name. `extends: other.yaml` in a file starts from another file beside it. A key nobody knows stops with the nearest one known.
+and the command line has every key as `--train.max_steps 100`, or `--max_steps 100` where no other section has a key
+of that
+name. `extends: other.yaml` in a file starts from another file beside it. A key nobody knows stops with the nearest
+    one known.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-
 Config = TypeVar("Config")
 
 
@@ -35,10 +36,13 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass
 class DataConfig:
-    source: str = option("simulated", "name of a data set (simulated, radiomapseer, icassp2025, ...), a folder or a Hub id")
+    source: str = option(
+        "simulated", "name of a data set (simulated, radiomapseer, icassp2025, ...), a folder or a Hub id"
+    )
     options: dict = option({}, "what open_dataset takes for it, such as root, simulation or cars")
     validation_options: dict = option({}, "what is different for validation")
     simulate: dict = option({}, "make the folder `source` first by radiodiff simulate with these parameters")
+    derive: list[str] = option([], "make another task of the data: edges, k2, missing_buildings")
     train_split: str = option("train", "split to train on")
     validation_split: str = option("val", "split to validate on")
     image_channels: list[str] = option(["map"], "planes to learn: map, or a condition channel's name")
@@ -46,7 +50,9 @@ class DataConfig:
     limit: int | None = option(None, "use only the first so many samples")
     streaming: bool = option(False, "read samples in order as they come, without an index")
     crop: int | None = option(None, "side of random square crops in pixels; validation takes the middle")
-    crop_keeps_transmitter: bool = option(False, "crops hold the transmitter; else it may lie outside, and stays known")
+    crop_keeps_transmitter: bool = option(
+        False, "crops hold the transmitter; else it may lie outside, and stays known"
+    )
     transmitter_margin: int = option(0, "pixels between a kept transmitter and the crop's edge")
     symmetries: bool = option(False, "augment with the eight symmetries of the square (four for oblong maps)")
     horizontal_flip: bool = option(False, "augment with mirror images only")
@@ -70,7 +76,9 @@ class TrainConfig:
     max_grad_norm: float | None = option(1.0, "clip gradients to this norm before the step")
     mixed_precision: str = option("no", "no, bf16 or fp16")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
-    batch_norm_eval: bool = option(False, "keep batch norm on its running statistics, as comparing process counts needs")
+    batch_norm_eval: bool = option(
+        False, "keep batch norm on its running statistics, as comparing process counts needs"
+    )
     compile: bool = option(False, "torch.compile the trained model")
     log_steps: int = option(10, "steps between two lines of the log")
     trackers: list[str] = option(["tensorboard"], "accelerate trackers by name")
@@ -95,7 +103,9 @@ class GuardConfig:
     bad_in_a_row: int = option(5, "bad batches or steps in a row before the run rolls back")
     max_rollbacks: int = option(3, "rollbacks before the run gives up")
     lr_factor: float = option(0.5, "the learning rate is multiplied by this at each rollback")
-    weight_check_steps: int = option(50, "steps between two looks at all weights; they are also checked at checkpoints")
+    weight_check_steps: int = option(
+        50, "steps between two looks at all weights; they are also checked at checkpoints"
+    )
 
 
 @dataclass
@@ -111,7 +121,9 @@ class ValidationConfig:
 @dataclass
 class HubConfig:
     push: bool = option(False, "upload the finished model")
-    model_id: str | None = option(None, "repository on the Hub, such as me/my-radio-maps; the folder's name if not given")
+    model_id: str | None = option(
+        None, "repository on the Hub, such as me/my-radio-maps; the folder's name if not given"
+    )
     private: bool = option(False, "make the repository private")
     license: str = option("mit", "licence in the model card")
 
@@ -144,7 +156,9 @@ def build_config(
     known = {f.name: f for f in fields(cls)}
     for key in values:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {path + str(key)!r}{_nearest(path + str(key), _all_keys(cls, path))}")
+            raise ValueError(
+                f"{where}: unknown key {path + str(key)!r}{_nearest(path + str(key), _all_keys(cls, path))}"
+            )
     filled = {}
     defaults = base or cls()
     for name, value in values.items():
@@ -177,7 +191,8 @@ def write_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
-# Details ----------------------------------------------------------------------------------------------------------------
+# Details
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _argument_names(cls: type) -> dict[str, tuple[list[str], dict]]:
@@ -200,7 +215,8 @@ def _argument_names(cls: type) -> dict[str, tuple[list[str], dict]]:
 
 
 def _dictionary_entries(unknown: list[str], cls: type, names: dict) -> dict[str, str]:
-    """`--data.options.simulation IRT4`: entries of a dictionary have no flag of their own. Anything else is a mistake."""
+    """`--data.options.simulation IRT4`: entries of a dictionary have no flag of their own. Anything else is a
+    mistake."""
     entries, rest = {}, list(unknown)
     while rest:
         flag = rest.pop(0)
@@ -243,10 +259,12 @@ def _set_dotted(values: dict, dotted: str, value: Any) -> None:
 
 
 def _merge(base: dict, over: dict) -> dict:
+    """Section by section, key by key; a value that is itself a dictionary (such as data.options) is replaced as a
+    whole."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merged[key] | value if both else value
     return merged
 
 

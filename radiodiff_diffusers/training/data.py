@@ -1,7 +1,8 @@
 """From a data set's (Scene, RadioMap) pairs to training batches, in an order that the run's seed and a number decide.
 
-Sample number n of a run is a pure function of (seed, n): which pair it is, how it is augmented, which noise it gets. So a run
-goes on bit for bit from nothing but a number, and the same global batch is the same whatever the number of processes.
+Sample number n of a run is a pure function of (seed, n): which pair it is, how it is augmented, which noise it gets.
+So a run goes on bit for bit from nothing but a number, and the same global batch is the same whatever the number of
+processes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from .. import channels_indoor  # noqa: F401  registers the indoor channels
 from ..scene import RadioMap, Scene
 from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
 from .config import DataConfig
-
+from .derived import EdgePairs, MadeUpRooms, derive
 
 Pair = tuple[Scene, RadioMap]
 Sample = dict[str, Any]
@@ -29,12 +31,17 @@ def open_split(config: DataConfig, training: bool = True):
     """The data set a configuration names, for training or for validation."""
     from ..data.hub import open_dataset
 
-    options = dict(config.options)
-    if not training:
-        options |= config.validation_options
+    split = config.train_split if training else config.validation_split
+    options = dict(config.options) | ({} if training else config.validation_options)
     if config.streaming:
         options["streaming"] = True
-    return open_dataset(config.source, config.train_split if training else config.validation_split, **options)
+    if config.source == "made_up_rooms":
+        source = MadeUpRooms(split, **options)
+    elif EdgePairs.found_in(config.source, split):
+        source = EdgePairs(config.source, split, **options)
+    else:
+        source = open_dataset(config.source, split, **options)
+    return derive(source, config.derive)
 
 
 def make_samples(config: DataConfig, accelerator, seed: int) -> tuple[Samples, Samples]:
@@ -64,8 +71,8 @@ def make_planes(scene: Scene, radio_map: RadioMap, names: list[str]) -> np.ndarr
 class Samples(Dataset):
     """A data set's pairs as planes, augmented as the configuration says when `training`.
 
-    An item is asked for by (index, number). One that cannot be read comes back with `error` set, so that the run can name
-    and skip it.
+    An item is asked for by (index, number). One that cannot be read comes back with `error` set, so that the run can
+    name and skip it.
     """
 
     def __init__(self, source, config: DataConfig, seed: int = 0, training: bool = True, latents=None):
@@ -220,7 +227,9 @@ def stack_samples(samples: list[Sample]) -> Sample:
             shapes = {v.shape for v in values}
             if len(shapes) > 1:
                 sizes = " and ".join(f"{s[-1]} x {s[-2]}" for s in sorted(shapes))
-                raise ValueError(f"maps of {sizes} pixels do not fit in one batch: set data.crop, or train.batch_size 1")
+                raise ValueError(
+                    f"maps of {sizes} pixels do not fit in one batch: set data.crop, or train.batch_size 1"
+                )
             batch[key] = torch.from_numpy(np.stack(values))
         else:
             batch[key] = values
@@ -238,7 +247,7 @@ def file_name(source, index: int, scene: Scene) -> str:
 def generators(batch: Sample, purpose: str) -> list[torch.Generator]:
     """One generator a sample for one purpose, the same whatever the batch around it (see the top of this file)."""
     made = []
-    for seed, number in zip(batch["seed"], batch["number"]):
+    for seed, number in zip(batch["seed"], batch["number"], strict=False):
         sequence = np.random.SeedSequence([seed, number, zlib.crc32(purpose.encode())])
         made.append(torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1)))
     return made

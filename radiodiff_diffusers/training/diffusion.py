@@ -1,4 +1,5 @@
-"""One step of diffusion training, as `examples/ldm` and `examples/lora` take it, and how their models are looked at."""
+"""One step of diffusion training, as `examples/ldm` and `examples/lora` take it, and how their models are looked
+at."""
 
 from __future__ import annotations
 

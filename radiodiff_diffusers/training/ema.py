@@ -1,7 +1,7 @@
 """The moving average of a model: diffusers' EMAModel for its weights, and its buffers too.
 
-EMAModel follows parameters only. A model with BatchNorm would get the averaged weights with running statistics that belong
-to others, so floating-point buffers are averaged alike (as the original's EMA does) and the rest are copied.
+EMAModel follows parameters only. A model with BatchNorm would get the averaged weights with running statistics that
+belong to others, so floating-point buffers are averaged alike (as the original's EMA does) and the rest are copied.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ModelEMA:
 
     def tensors(self) -> dict[str, Tensor]:
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return dict(zip(names, self.weights.shadow_params)) | self.buffers
+        return dict(zip(names, self.weights.shadow_params, strict=False)) | self.buffers
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

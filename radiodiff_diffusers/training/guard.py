@@ -1,7 +1,8 @@
 """Watches a run for values that are not finite: inputs, losses, gradients, weights.
 
-A bad batch is named and skipped, a bad step is not taken; several in a row and the run goes back to its last good checkpoint with a
-smaller learning rate; after a few such rollbacks it stops. Everything is counted, written down, and told by the exit code.
+A bad batch is named and skipped, a bad step is not taken; several in a row and the run goes back to its last good
+checkpoint with a smaller learning rate; after a few such rollbacks it stops. Everything is counted, written down, and
+told by the exit code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from .config import GuardConfig
-
 
 EXIT_FINISHED = 0
 EXIT_FINISHED_WITH_INCIDENTS = 3  # it finished, but batches or steps had to be left out
@@ -48,7 +48,9 @@ class Guard:
 
     def bad_batch(self, files: list[str]) -> None:
         self.counts.bad_batches += 1
-        self.counts.files += [f for f in files if f not in self.counts.files][: Counts.MAX_FILES - len(self.counts.files)]
+        self.counts.files += [f for f in files if f not in self.counts.files][
+            : Counts.MAX_FILES - len(self.counts.files)
+        ]
         self.in_a_row += 1
 
     def bad_step(self) -> None:
@@ -103,7 +105,7 @@ def find_bad_input(batch: dict[str, Any]) -> str | None:
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             bad = ~torch.isfinite(value).flatten(1).all(1)
-            names = [n for n, is_bad in zip(batch["name"], bad.tolist()) if is_bad]
+            names = [n for n, is_bad in zip(batch["name"], bad.tolist(), strict=False) if is_bad]
             return f"{name} is not finite in {', '.join(names)}"
     return None
 
@@ -115,7 +117,7 @@ def bad_files(batch: dict[str, Any]) -> list[str]:
     for value in batch.values():
         if isinstance(value, Tensor) and value.is_floating_point():
             finite = torch.isfinite(value).flatten(1).all(1).tolist()
-            blamed += [n for n, ok in zip(names, finite) if not ok and n not in blamed]
+            blamed += [n for n, ok in zip(names, finite, strict=False) if not ok and n not in blamed]
     return blamed or list(names)
 
 

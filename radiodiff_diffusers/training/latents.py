@@ -1,7 +1,7 @@
 """Latents of a whole data set on disk, so that training the diffusion model does not run the autoencoder.
 
-Mean and standard deviation of the posterior are kept, so that each epoch draws its latents anew. With augmentation by symmetries
-all eight variants are kept, for an autoencoder does not commute with them.
+Mean and standard deviation of the posterior are kept, so that each epoch draws its latents anew. With augmentation by
+symmetries all eight variants are kept, for an autoencoder does not commute with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from .augment import SYMMETRIES, apply_symmetry
 from .data import Samples, make_planes, noise_like, stack_samples
-
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +52,17 @@ def build_latents(
     """
     folder, config = Path(folder), samples.config
     if config.crop or config.horizontal_flip or config.streaming:
-        raise ValueError("latents cannot be cached with data.crop, data.horizontal_flip or data.streaming: turn one off")
+        raise ValueError(
+            "latents cannot be cached with data.crop, data.horizontal_flip or data.streaming: turn one off"
+        )
     about = {"fingerprint": fingerprint(vae, samples), "samples": len(samples), "dtype": dtype}
     if (folder / "latents.json").exists():
         cache = LatentCache(folder)
         if cache.about == about:
             return cache
-        raise ValueError(f"{folder} holds latents of another autoencoder or data set: remove it, or name another folder")
+        raise ValueError(
+            f"{folder} holds latents of another autoencoder or data set: remove it, or name another folder"
+        )
     symmetries = SYMMETRIES if config.symmetries else SYMMETRIES[:1]
     partial = folder / ".latents.npy"
     shape = _latent_shape(vae, samples, accelerator.device)
@@ -80,7 +83,7 @@ def build_latents(
         for variant, (turns, flip) in enumerate(symmetries):
             images = [make_planes(*apply_symmetry(*pair, turns, flip), config.image_channels) for pair in pairs]
             mean, std = posterior(vae, torch.from_numpy(np.stack(images)).to(accelerator.device))
-            for i, m, s in zip(part, mean, std):
+            for i, m, s in zip(part, mean, std, strict=False):
                 file[i, variant, 0], file[i, variant, 1] = m.cpu().numpy(), s.cpu().numpy()
         bar.update(len(part))
     bar.close()

@@ -1,4 +1,5 @@
-"""What a run writes while it goes: `metrics.jsonl` (one JSON object a line), trackers, and a progress bar on stderr."""
+"""What a run writes while it goes: `metrics.jsonl` (one JSON object a line), trackers, and a progress bar on
+stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class RunLog:
 def forget_after(path: Path, step: int) -> None:
     """Before a run is resumed at `step`: what a killed run wrote after it goes to `metrics_dropped.jsonl`.
 
-    The resumed run makes these steps again, so `metrics.jsonl` holds every step once. A last line that a kill tore is dropped.
+    The resumed run makes these steps again, so `metrics.jsonl` holds every step once. A last line that a kill tore is
+    dropped.
     """
     if not path.exists():
         return

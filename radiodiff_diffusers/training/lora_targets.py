@@ -6,11 +6,10 @@ import re
 
 from torch import nn
 
-
 PRESETS = {
     "attention": r".*\.(to_q|to_k|to_v|to_qkv|to_out\.\d+)",
-    "convolutions": r"(?!encoder\.).*(condition_in\.\d+|feature_in\.\d+|skip|ff_in|ff_out|conv_shortcut|downsample|upsample"
-    r"|filter_conv|condition_proj\.\d+|conv_in|conv_in_condition)",
+    "convolutions": r"(?!encoder\.).*(condition_in\.\d+|feature_in\.\d+|skip|ff_in|ff_out|conv_shortcut|downsample"
+    r"|upsample|filter_conv|condition_proj\.\d+|conv_in|conv_in_condition)",
     "condition_encoder": r"encoder\..*",
 }
 
@@ -18,8 +17,8 @@ PRESETS = {
 def find_lora_targets(unet: nn.Module, wanted: list[str]) -> list[str]:
     """Full names of the layers that the presets, layer names or regular expressions in `wanted` mean.
 
-    Only plain linear and convolution layers: the residual blocks' convolutions standardise their weights, and would standardise
-    an adapter that is fused into them.
+    Only plain linear and convolution layers: the residual blocks' convolutions standardise their weights, and would
+    standardise an adapter that is fused into them.
     """
     able = [name for name, module in unet.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     found: list[str] = []
@@ -31,7 +30,8 @@ def find_lora_targets(unet: nn.Module, wanted: list[str]) -> list[str]:
             raise ValueError(f"lora.targets: {one!r} is no regular expression ({error})") from None
         if not matches:
             raise ValueError(
-                f"lora.targets: {one!r} names no linear or plain convolution layer of this model; presets: {', '.join(PRESETS)}"
+                f"lora.targets: {one!r} names no linear or plain convolution layer of this model; presets: "
+                f"{', '.join(PRESETS)}"
             )
         found += [n for n in matches if n not in found]
     return found

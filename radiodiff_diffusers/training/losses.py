@@ -1,7 +1,8 @@
 """The losses of the recipes, as pure functions of tensors.
 
-VAE-GAN: RadioDiff's autoencoder loss (L1 + L2 + LPIPS, KL, PatchGAN with an adaptive weight; the scheme of VQGAN, Esser et
-al. 2021, equations 6 and 7). Diffusion: the pair loss of decoupled diffusion (`pred_KC`). Besides, terms that may be added to
+VAE-GAN: RadioDiff's autoencoder loss (L1 + L2 + LPIPS, KL, PatchGAN with an adaptive weight; the scheme of VQGAN,
+Esser et al. 2021, equations 6 and 7). Diffusion: the pair loss of decoupled diffusion (`pred_KC`). Besides, terms
+that may be added to
 either by name: `gradient`, `ssim`, `feature_matching`, `helmholtz`.
 """
 
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-# Reconstruction ---------------------------------------------------------------------------------------------------------
+# Reconstruction
+# ---------------------------------------------------------------------------------------------------------
 
 
 def pixel_error(image: Tensor, reconstruction: Tensor, squared: bool = True) -> Tensor:
@@ -27,8 +28,8 @@ def pixel_error(image: Tensor, reconstruction: Tensor, squared: bool = True) -> 
 def summed_nll(error: Tensor, perceptual: Tensor | None = None, perceptual_weight: float = 1.0) -> Tensor:
     """The reconstruction's negative log likelihood: summed over a sample, averaged over the batch.
 
-    `perceptual` holds one value a sample (B, 1, 1, 1) and counts at every pixel, as in the original: the sum over pixels
-    multiplies it, so that its weight does not depend on the size of the map.
+    `perceptual` holds one value a sample (B, 1, 1, 1) and counts at every pixel, as in the original: the sum over
+    pixels multiplies it, so that its weight does not depend on the size of the map.
     """
     if perceptual is not None:
         error = error + perceptual_weight * perceptual
@@ -83,7 +84,8 @@ def make_perceptual(name: str) -> PerceptualLoss | None:
     return PerceptualLoss(name)
 
 
-# Adversarial ------------------------------------------------------------------------------------------------------------
+# Adversarial
+# ------------------------------------------------------------------------------------------------------------
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
@@ -114,11 +116,13 @@ def adaptive_weight(
 
 
 def gan_active(step: int, disc_start: int | None) -> bool:
-    """Whether the adversarial phase has begun: `disc_start` counts optimiser steps of the autoencoder; None is never."""
+    """Whether the adversarial phase has begun: `disc_start` counts optimiser steps of the autoencoder; None is
+    never."""
     return disc_start is not None and step >= disc_start
 
 
-# Diffusion ---------------------------------------------------------------------------------------------------------------
+# Diffusion
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def pair_loss(
@@ -157,8 +161,9 @@ def latent_scale(latents: Tensor) -> float:
     return float(1.0 / latents.float().std())
 
 
-# Terms by name ----------------------------------------------------------------------------------------------------------
-# Each takes prediction and target in [-1, 1], (B, C, H, W), and `free`, (B, 1, H, W), 1 outside buildings, and gives one
+# Terms by name
+# ---------------------------------------------------------------------------------------------------------- Each
+# takes prediction and target in [-1, 1], (B, C, H, W), and `free`, (B, 1, H, W), 1 outside buildings, and gives one
 # value a sample.
 
 
@@ -193,14 +198,18 @@ def ssim_term(prediction: Tensor, target: Tensor, free: Tensor | None = None) ->
 
 
 def helmholtz_term(
-    prediction: Tensor, target: Tensor, free: Tensor | None = None, db_per_unit: float = 49.58, largest_db: float = 20.0
+    prediction: Tensor,
+    target: Tensor,
+    free: Tensor | None = None,
+    db_per_unit: float = 49.58,
+    largest_db: float = 20.0,
 ) -> Tensor:
     """Residual of the Helmholtz equation lap(u) + k^2 u = 0 (with k^2 of the true map), relative to u.
 
     With the amplitude u = 10^(dB / 20), lap(u) / u at a pixel is the sum over its four neighbours of
-    exp(a (dB_neighbour - dB)) minus 4, a = ln(10) / 20: only differences of dB count, so nothing under- or overflows, and
-    the relative residual is the difference of the two maps' lap(u) / u. Steps are clamped at `largest_db`; pixels that touch
-    a building do not count, for the equation does not hold there.
+    exp(a (dB_neighbour - dB)) minus 4, a = ln(10) / 20: only differences of dB count, so nothing under- or overflows,
+    and the relative residual is the difference of the two maps' lap(u) / u. Steps are clamped at `largest_db`; pixels
+    that touch a building do not count, for the equation does not hold there.
     """
     scale = math.log(10) / 20 * db_per_unit
     largest = math.log(10) / 20 * largest_db
@@ -221,7 +230,9 @@ def helmholtz_term(
 
 def feature_matching(features_real: Sequence[Tensor], features_fake: Sequence[Tensor]) -> Tensor:
     """L1 between the discriminator's feature maps of truth and reconstruction (Wang et al. 2018, pix2pixHD)."""
-    return torch.stack([F.l1_loss(fake, real.detach()) for real, fake in zip(features_real, features_fake)]).mean()
+    return torch.stack(
+        [F.l1_loss(fake, real.detach()) for real, fake in zip(features_real, features_fake, strict=False)]
+    ).mean()
 
 
 IMAGE_TERMS: dict[str, Callable[..., Tensor]] = {

@@ -58,7 +58,10 @@ def describe_run(run: Any) -> str:
         trained, frozen = count_parameters(model)
         averaged = ", averaged" if name in run.averages else ""
         lines.append(f"model         {name}: {trained:,} parameters trained, {frozen:,} frozen{averaged}")
-    lines.append(f"memory        {memory_estimate_gb(run):.2f} GB for weights, gradients, AdamW and averages; activations besides")
+    lines.append(
+        f"memory        {memory_estimate_gb(run):.2f} GB for weights, gradients, AdamW and averages; "
+        "activations besides"
+    )
     lines.append(
         f"learning rate {train.learning_rate:g}, {train.lr_schedule}"
         + (f" to {train.lr_floor:g}" if train.lr_floor else "")

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,16 +52,21 @@ def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, vali
     lines += [f"- predicts: {', '.join(data.image_channels)}", "", "## Results", ""]
     if validation:
         lines += [
-            f"On {validation['scenes']} scenes of split `{data.validation_split}` at step {validation['step']:,}, per map and "
-            f"then averaged, protocol `{validation['protocol']}`:",
+            f"On {validation['scenes']} scenes of split `{data.validation_split}` at step {validation['step']:,}, per "
+            f"map and then averaged, protocol `{validation['protocol']}`:",
             "",
             "| NMSE | RMSE | SSIM | PSNR (dB) |",
             "|---|---|---|---|",
-            f"| {validation['nmse']:.5f} | {validation['rmse']:.4f} | {validation['ssim']:.4f} | {validation['psnr']:.2f} |",
+            "| {nmse:.5f} | {rmse:.4f} | {ssim:.4f} | {psnr:.2f} |".format(**validation),
             "",
         ]
         if validation.get("images"):
-            lines += ["![Truth, prediction, error](images/validation.png)", "", "Each row: truth, prediction, error.", ""]
+            lines += [
+                "![Truth, prediction, error](images/validation.png)",
+                "",
+                "Each row: truth, prediction, error.",
+                "",
+            ]
     else:
         lines += ["This run was not validated.", ""]
     configuration = yaml.safe_dump(_public(asdict(config)), sort_keys=False).strip()
@@ -77,7 +81,9 @@ def push_folder(folder: Path, config: Any) -> str:
 
     name = config.hub.model_id or Path(config.train.output_dir).name
     repository = create_repo(name, private=config.hub.private, exist_ok=True)
-    upload_folder(repo_id=repository.repo_id, folder_path=str(folder), commit_message="Trained with radiodiff_diffusers")
+    upload_folder(
+        repo_id=repository.repo_id, folder_path=str(folder), commit_message="Trained with radiodiff_diffusers"
+    )
     logger.info("uploaded to %s", repository.url)
     return repository.repo_id
 

@@ -12,7 +12,6 @@ from torch import nn
 from .checkpoints import find_problem
 from .config import TrainConfig
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -44,7 +43,8 @@ def load_frozen_vae(name: str, device: torch.device) -> nn.Module | None:
 
 @torch.no_grad()
 def warm_start(model: nn.Module, where: str, name: str) -> None:
-    """Begin with other weights: a checkpoint's averages, a pipeline or model folder, or the Hub. Nothing else is taken.
+    """Begin with other weights: a checkpoint's averages, a pipeline or model folder, or the Hub. Nothing else is
+    taken.
 
     The run is a new one: its schedule, its averages and its place in the data begin anew.
     """
@@ -88,7 +88,8 @@ def load_imagenet_encoder(unet: nn.Module) -> None:
 
     if unet.config.condition_encoder != "swin":
         raise ValueError(
-            f"model.encoder_weights imagenet is for the swin encoder, this one is {unet.config.condition_encoder}: set none"
+            f"model.encoder_weights imagenet is for the swin encoder, this one is "
+            f"{unet.config.condition_encoder}: set none"
         )
     try:
         features = swin_b(weights=Swin_B_Weights.IMAGENET1K_V1).features.state_dict()
@@ -102,7 +103,9 @@ def load_imagenet_encoder(unet: nn.Module) -> None:
     for key, value in features.items():
         stage, _, rest = key.partition(".")
         number = int(stage)  # torchvision: patch embedding, stage, merging, stage, merging, ...
-        place = "patch_embed" if number == 0 else f"stages.{number // 2}" if number % 2 else f"merges.{number // 2 - 1}"
+        place = (
+            "patch_embed" if number == 0 else f"stages.{number // 2}" if number % 2 else f"merges.{number // 2 - 1}"
+        )
         name = f"{place}.{rest}"
         if name in own and own[name].shape == value.shape:
             loaded[name] = value

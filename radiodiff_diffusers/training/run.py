@@ -5,8 +5,9 @@ A recipe makes models, optimisers and samples, and gives two functions:
     training_step(batch) -> ({optimiser's name: loss to minimise}, {name: value to log})
     validate(step) -> {metric: value}        (its models are their moving averages then)
 
-The run does the rest: accumulation, clipping, averages, schedules, the guard, logs, checkpoints, resuming, signals. Several
-optimisers step one after the other on gradients of the same batch; each loss reaches only its own optimiser's parameters.
+The run does the rest: accumulation, clipping, averages, schedules, the guard, logs, checkpoints, resuming, signals.
+Several optimisers step one after the other on gradients of the same batch; each loss reaches only its own optimiser's
+parameters.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from .logs import RunLog, forget_after
 from .preflight import check_train_config, describe_run
 from .schedules import make_schedule
 
-
 logger = logging.getLogger(__name__)
 
 TrainingStep = Callable[[dict[str, Any]], tuple[dict[str, Tensor], dict[str, Any]]]
-# What may differ between a checkpoint's configuration and the one that resumes it: nothing of it decides the next step.
+# What may differ between a checkpoint's configuration and the one that resumes it: nothing of it decides the next
+# step.
 FREE_TO_CHANGE = (
-    "train.output_dir", "train.max_steps", "train.log_steps", "train.trackers", "train.checkpoint_steps", "train.compile",
-    "train.keep_checkpoints", "train.milestone_every", "train.resume", "train.init_from", "train.allow_config_change",
-    "train.gradient_checkpointing", "data.workers", "validation", "guard", "hub",
+    "train.output_dir", "train.max_steps", "train.log_steps", "train.trackers", "train.checkpoint_steps",
+    "train.compile", "train.keep_checkpoints", "train.milestone_every", "train.resume", "train.init_from",
+    "train.allow_config_change", "train.gradient_checkpointing", "data.workers", "validation", "guard", "hub",
 )  # fmt: skip
 
 
@@ -58,7 +59,9 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     """Accelerate as the configuration asks, and this process's random state from the seed."""
     folder = Path(train.output_dir)
     accelerator = Accelerator(
-        mixed_precision="no" if train.mixed_precision == "fp16" and not torch.cuda.is_available() else train.mixed_precision,
+        mixed_precision="no"
+        if train.mixed_precision == "fp16" and not torch.cuda.is_available()
+        else train.mixed_precision,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
@@ -103,7 +106,12 @@ class Run:
         self.guard = guard.Guard(config.guard)
         train = config.train
         self.schedule = make_schedule(
-            train.lr_schedule, train.learning_rate, train.max_steps, train.lr_warmup_steps, train.lr_floor, train.lr_power
+            train.lr_schedule,
+            train.learning_rate,
+            train.max_steps,
+            train.lr_warmup_steps,
+            train.lr_floor,
+            train.lr_power,
         )
         # a recipe may give an optimiser a rate of its own: it keeps its ratio to the schedule's
         self._rates = {n: [g["lr"] / train.learning_rate for g in o.param_groups] for n, o in optimizers.items()}
@@ -120,7 +128,8 @@ class Run:
     def dataset_size(self) -> int | None:
         return None if self.samples.config.streaming else len(self.samples)
 
-    # The loop ---------------------------------------------------------------------------------------------------------
+    # The loop
+    # ---------------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -128,7 +137,8 @@ class Run:
         validate: Callable[[int], dict[str, Any]] | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> int:
-        """Train to the end and return the process's exit code; see `guard.py` and docs/training.md for what it means."""
+        """Train to the end and return the process's exit code; see `guard.py` and docs/training.md for what it
+        means."""
         train, every = self.config.train, self.config.validation.steps
         self._begin()
         status, code = "failed", 1
@@ -157,7 +167,9 @@ class Run:
             self._give_up(str(stop))
         finally:
             self.log.write("end", self.step, status=status, **_counts_only(self.guard))
-            self.log.message(f"{status} at step {self.step} of {train.max_steps}: {self.guard.summary()} (exit {code})")
+            self.log.message(
+                f"{status} at step {self.step} of {train.max_steps}: {self.guard.summary()} (exit {code})"
+            )
             self.log.close()
         return code
 
@@ -219,7 +231,8 @@ class Run:
                 raise _RollbackNeeded(f"{self.guard.in_a_row} bad batches in a row")
 
     def _average_gradients(self, names: Any) -> None:
-        """Mean over the processes, as one tensor. The models are not wrapped: autograd and two optimisers stay simple."""
+        """Mean over the processes, as one tensor. The models are not wrapped: autograd and two optimisers stay
+        simple."""
         if self.accelerator.num_processes == 1:
             return
         gradients = [p.grad for n in names for p in self.parameters[n] if p.grad is not None]
@@ -227,7 +240,7 @@ class Run:
         buffers = [b for m in self.models.values() for b in m.buffers() if b.is_floating_point()]
         tensors = gradients + buffers
         mean = self.accelerator.reduce(torch.cat([t.detach().flatten().float() for t in tensors]), reduction="mean")
-        for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors])):
+        for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=False):
             tensor.data.copy_(part.view_as(tensor))
 
     def _clip(self, names: Any) -> dict[str, float]:
@@ -244,14 +257,15 @@ class Run:
     def _set_learning_rates(self) -> None:
         rate = self.schedule(self.step) * self.lr_scale
         for name, optimizer in self.optimizers.items():
-            for group, ratio in zip(optimizer.param_groups, self._rates[name]):
+            for group, ratio in zip(optimizer.param_groups, self._rates[name], strict=False):
                 group["lr"] = rate * ratio
 
     def _zero_gradients(self) -> None:
         for model in self.models.values():
             model.zero_grad(set_to_none=True)
 
-    # What goes wrong --------------------------------------------------------------------------------------------------
+    # What goes wrong
+    # --------------------------------------------------------------------------------------------------
 
     def _not_finite(self, norms: dict[str, float], names: list[str]) -> None:
         bad = ", ".join(f"{n} ({v})" for n, v in norms.items() if not math.isfinite(v))
@@ -302,12 +316,13 @@ class Run:
         self.log.track({f"guard/{k}": v for k, v in counts.items()}, self.step)
         self.log.message(f"guard, step {self.step}: {kind}: {detail}")
 
-    # Looking at it ----------------------------------------------------------------------------------------------------
+    # Looking at it
+    # ----------------------------------------------------------------------------------------------------
 
     def _log_step(self, values: dict[str, Any]) -> None:
         tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
         means = self.accelerator.reduce(torch.stack(list(tensors.values())), reduction="mean").tolist()
-        values = {**dict(zip(tensors, means)), **{k: v for k, v in values.items() if k not in tensors}}
+        values = {**dict(zip(tensors, means, strict=False)), **{k: v for k, v in values.items() if k not in tensors}}
         self.last_loss = values["loss"]
         first = next(iter(self.optimizers.values()))
         self.log.train(self.step, self.samples_seen, {**values, "lr": first.param_groups[0]["lr"]})
@@ -342,7 +357,8 @@ class Run:
                 for module, training in modes:
                     module.training = training
 
-    # Saving and resuming ----------------------------------------------------------------------------------------------
+    # Saving and resuming
+    # ----------------------------------------------------------------------------------------------
 
     def save(self, is_best: bool = False) -> bool:
         """Write a checkpoint; false, and a message, where the disk does not take it. The older ones stay."""
@@ -351,7 +367,9 @@ class Run:
         written = True
         if self.accelerator.is_main_process:
             try:
-                path = checkpoints.write_checkpoint(self.checkpoints, self.step, lambda f: self._write(f, random_states))
+                path = checkpoints.write_checkpoint(
+                    self.checkpoints, self.step, lambda f: self._write(f, random_states)
+                )
                 checkpoints.prune(
                     self.checkpoints,
                     self.config.train.keep_checkpoints,
@@ -459,7 +477,11 @@ class Run:
                     if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.eval()
         self._batches = training_batches(
-            self.samples, train.batch_size, self.samples_seen, self.accelerator.process_index, self.accelerator.num_processes
+            self.samples,
+            train.batch_size,
+            self.samples_seen,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
         )
         self.log = RunLog(self.folder, self.accelerator, train.max_steps, asdict(self.config))
         self.log.message(describe_run(self))
@@ -468,7 +490,9 @@ class Run:
         if state is not None:
             self.log.write("resume", self.step, **{"from": str(folder), "loss": state["loss"]})
             return
-        self.log.write("start", 0, recipe=self.recipe, config=asdict(self.config), **{"disc_start": None, **self.about})
+        self.log.write(
+            "start", 0, recipe=self.recipe, config=asdict(self.config), **{"disc_start": None, **self.about}
+        )
         if self.accelerator.is_main_process:
             write_yaml(self.config, self.folder / "config.yaml")
         bad = guard.bad_weights(self.models)
@@ -517,7 +541,8 @@ class Run:
     def _is_saved(self) -> bool:
         return (self.checkpoints / checkpoints.folder_name(self.step) / checkpoints.MANIFEST).exists()
 
-    # The end ----------------------------------------------------------------------------------------------------------
+    # The end
+    # ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _signals(self):
@@ -601,7 +626,9 @@ def _copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], folder: Pat
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in old.keys() | new.keys() for d in _differences(old.get(k), new.get(k), f"{path}.{k}".strip("."))]
+        return [
+            d for k in old.keys() | new.keys() for d in _differences(old.get(k), new.get(k), f"{path}.{k}".strip("."))
+        ]
     return [] if old == new else [(path, old, new)]
 
 

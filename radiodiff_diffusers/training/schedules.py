@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-
 WITH_FLOOR = ("polynomial_floor", "cosine_floor")
 
 
@@ -22,9 +21,9 @@ def make_schedule(
     """A function from the number of finished steps to the learning rate of the next one.
 
     Args:
-        name: `polynomial_floor`: learning_rate (1 - i/N)^power, never below `floor` (the original writes its floor into the
-            factor, so that it multiplies the learning rate and never acts; this is what it means). `cosine_floor`: a half
-            cosine from learning_rate to `floor`. Else a name of diffusers' `get_scheduler`.
+        name: `polynomial_floor`: learning_rate (1 - i/N)^power, never below `floor` (the original writes its floor
+            into the factor, so that it multiplies the learning rate and never acts; this is what it means).
+            `cosine_floor`: a half cosine from learning_rate to `floor`. Else a name of diffusers' `get_scheduler`.
         learning_rate: the rate at the start, or after the warm-up.
         max_steps: the length of the run, N.
         warmup_steps: steps of a linear rise from 0.
@@ -56,11 +55,9 @@ def _from_diffusers(name, learning_rate, max_steps, warmup_steps, floor, power) 
         raise ValueError(f"lr_schedule is {name!r}; choose one of {', '.join([*WITH_FLOOR, *known])}")
     if floor:
         raise ValueError(f"lr_schedule {name} has no floor, but lr_floor is {floor:g}: use {' or '.join(WITH_FLOOR)}")
-    # diffusers' schedules are LambdaLR objects around a function of the step: that function is all we need, and having no
-    # state of its own it cannot be lost when a run is resumed
+    # diffusers' schedules are LambdaLR objects around a function of the step: that function is all we need, and
+    # having no state of its own it cannot be lost when a run is resumed
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
-    schedule = get_scheduler(
-        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=max_steps, power=power
-    )
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=max_steps, power=power)
     factor = schedule.lr_lambdas[0]
     return lambda step: learning_rate * factor(step)

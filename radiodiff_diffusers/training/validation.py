@@ -1,4 +1,5 @@
-"""Validation while training: the same few scenes each time, their scores map by map, and a picture of truth, prediction, error."""
+"""Validation while training: the same few scenes each time, their scores map by map, and a picture of truth,
+prediction, error."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from PIL import Image
 from ..evaluation.metrics import map_metrics
 from .config import ValidationConfig
 from .data import Sample, Samples, generators, stack_samples
-
 
 # From a stacked batch of samples to planes in [-1, 1], (B, C, H, W), comparable with the samples' "image".
 Predict = Callable[[dict[str, Any]], np.ndarray | torch.Tensor]
@@ -38,7 +38,9 @@ class Validation:
             part = mine[start : start + self.config.batch_size]
             planes = self.predict(stack_samples(part))
             planes = planes.float().cpu().numpy() if isinstance(planes, torch.Tensor) else np.asarray(planes)
-            results += [score(sample, plane, self.config.protocol) for sample, plane in zip(part, planes)]
+            results += [
+                score(sample, plane, self.config.protocol) for sample, plane in zip(part, planes, strict=False)
+            ]
         results = sorted(gather_object(results), key=lambda r: r["number"])
         scores = {name: float(np.mean([r[name] for r in results])) for name in SCORES}
         picture = None
@@ -50,10 +52,11 @@ class Validation:
 
 
 def fixed_samples(samples: Samples, count: int) -> list[Sample]:
-    """Evenly spread over the split (or its first ones, of a stream), as planes; an unreadable one stops, for it is not training."""
+    """Evenly spread over the split (or its first ones, of a stream), as planes; an unreadable one stops, for it is
+    not training."""
     if samples.config.streaming:
         made = []
-        for index, pair in zip(range(count), samples.source):
+        for index, pair in zip(range(count), samples.source, strict=False):
             made.append(samples.make(index, index, lambda pair=pair: pair))
     else:
         size = len(samples)
@@ -71,7 +74,9 @@ def score(sample: Sample, prediction: np.ndarray, protocol: str) -> dict[str, An
     """All scores of one sample, averaged over its planes, and small pictures of the first plane."""
     truth = sample["image"]
     scale = sample["map"].scale
-    per_plane = [map_metrics(to_gray(p), to_gray(t), protocol, scale=scale) for p, t in zip(prediction, truth)]
+    per_plane = [
+        map_metrics(to_gray(p), to_gray(t), protocol, scale=scale) for p, t in zip(prediction, truth, strict=False)
+    ]
     means = {name: float(np.mean([m[name] for m in per_plane])) for name in SCORES}
     return {"number": sample["number"], **means, "pictures": (to_gray(truth[0]), to_gray(prediction[0]))}
 
