@@ -11,7 +11,7 @@ from ..scene import RadioMap, Scene
 from .ground import Ground, build_ground, covered_area
 from .outlines import outlines
 from .visibility import locate
-from .wavefront import along_the_ground, over_the_roofs
+from .wavefront import run_front
 
 
 SPEED_OF_LIGHT = 299_792_458.0
@@ -27,7 +27,7 @@ class PathLaws:
         corner_loss: dB that every turn costs, however small.
         corner_loss_per_degree: dB for every degree of the turn.
         largest_turn: degrees; a sharper turn costs no more than this one.
-        roof_loss: dB that the way over the roofs costs beside its two turns.
+        roof_drop: metres below the buildings' height at which ways cross roofs.
     """
 
     sight_exponent: float = 2.5
@@ -35,7 +35,7 @@ class PathLaws:
     corner_loss: float = 2.26
     corner_loss_per_degree: float = 0.154
     largest_turn: float = 70.0
-    roof_loss: float = 2.0
+    roof_drop: float = 3.5
 
 
 @dataclass(eq=False)
@@ -84,12 +84,14 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
 
 def path_loss(scene: Scene, city: City, laws: PathLaws) -> np.ndarray:
     """dB beyond the free-space loss at 1 m on every pixel (infinite where no path leads)."""
-    constants, metres = np.array(astuple(laws)), scene.metres_per_pixel
     x, y, home = _free_start(city, *scene.transmitter)
-    loss = along_the_ground(x, y, city.blocked, city.streets.triangle_of_pixel, *city.streets.mesh, metres, constants)
-    up, down = (scene.building_height - h for h in (scene.transmitter_height, scene.receiver_height))
-    if up > 0 and down > 0:
-        over_the_roofs(x, y, home, city.plots.triangle_of_pixel, *city.plots.mesh, metres, up, down, constants, loss)
+    rise = scene.building_height - laws.roof_drop - scene.receiver_height
+    climb = scene.transmitter_height - scene.receiver_height
+    obstacle = np.where(city.blocked & ((rise <= max(climb, 0.0)) | ~scene.buildings), 2, city.blocked).astype(np.int8)
+    loss = run_front(
+        x, y, home, obstacle, city.streets.triangle_of_pixel, *city.streets.mesh, scene.metres_per_pixel, climb, rise,
+        np.array(astuple(laws)),
+    )  # fmt: skip
     return _close_gaps(loss, scene.buildings)
 
 
@@ -104,7 +106,7 @@ def _free_start(city: City, x: float, y: float) -> tuple[float, float, int]:
             raise ValueError("the scene has no free pixel: every one is building")
         row, column = free[np.argmin((free[:, 0] - y) ** 2 + (free[:, 1] - x) ** 2)]
         x, y = float(column), float(row)
-    return x, y, locate(x, y, *city.plots.mesh[:2])
+    return x, y, locate(x, y, *city.streets.mesh[:2])
 
 
 def _close_gaps(loss: np.ndarray, buildings: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from .visibility import cross, label_pixels
 
 
 # Pixels that walls are drawn back, so that pixel centres exactly on a wall, and rays that touch a corner, are free.
-TOUCH = 0.02
+TOUCH = 0.005
 # Beyond the raster; rays never leave it, so any positive margin does.
 MARGIN = 4.0
 

@@ -1,9 +1,12 @@
-"""The two ways of the dominant path model, as numba kernels: along the ground round corners, and over the roofs.
+"""How the dominant path model searches: a front that runs out over the pixels, round corners and over roofs (numba kernels).
 
-Along the ground a front runs out from the transmitter over the pixels, least loss first. Every pixel keeps one way only: how it
-got there from its last turning point. A neighbour takes over that turning point where it sees it, and makes the pixel itself its
-turning point where it does not (the any-angle search of Nash et al., "Theta*", 2007, with the loss in place of the length).
-Keeping one way a pixel is part of the model, not a shortcut: a way that was beaten somewhere does not come back further on.
+The front takes pixels least loss first. Every pixel keeps one way only: how it got there from its last turning point. A
+neighbour takes over that turning point where it sees it, and makes the pixel itself its turning point where it does not (the
+any-angle search of Nash et al., "Theta*", 2007, with the loss in place of the length). Keeping one way a pixel is part of the
+model, not a shortcut: a way that was beaten somewhere does not come back further on.
+
+Building pixels stand for their roofs. A way climbs to the roof's near edge, turns, crosses it and turns down at the far edge; all
+roofs are equally high, so between two roofs nothing is in the way.
 """
 
 from __future__ import annotations
@@ -13,34 +16,45 @@ import heapq
 import numpy as np
 from numba import njit
 
-from .visibility import OPTIONS, cross, walk
+from .visibility import OPTIONS, walk
 
 
-@njit(**OPTIONS)
-def turn_loss(ax, ay, bx, by, laws):
+# Pixels between a roof's outermost pixel and its wall: from there both the roof and the ground below are seen.
+EDGE = 1.5
+TRANSMITTER = -1
+
+
+@njit(inline="always", **OPTIONS)
+def turn_loss(ax, ay, az, bx, by, bz, laws):
     """dB for turning from direction a into direction b."""
-    degrees = abs(np.degrees(np.arctan2(cross(ax, ay, bx, by), ax * bx + ay * by)))
+    cx, cy, cz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    degrees = np.degrees(np.arctan2(np.sqrt(cx * cx + cy * cy + cz * cz), ax * bx + ay * by + az * bz))
     return laws[2] + laws[3] * min(degrees, laws[4])
 
 
 @njit(**OPTIONS)
-def along_the_ground(x, y, blocked, triangle_of_pixel, points, triangles, neighbours, metres, laws):
-    """Loss in dB beyond 1 m on every pixel that a way along the ground reaches; infinite elsewhere. (x, y) must be free."""
-    height, width = blocked.shape
+def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws):
+    """Loss in dB beyond 1 m on every free pixel, infinite on obstacles and where no way leads.
+
+    `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the receivers,
+    `climb` how high the transmitter is above them.
+    """
+    height, width = obstacle.shape
     n = height * width
     sight, shadow = 10.0 * laws[0], 10.0 * laws[1]
     loss = np.full(n, np.inf)
-    turning_point = np.full(n, -1, np.int64)  # -1 is the transmitter
+    turning_point = np.full(n, TRANSMITTER, np.int64)
     settled = np.zeros(n, np.bool_)
     # Of the way to a settled pixel, should it become a turning point: length, dB of the turns before it, direction of arrival.
-    length, turned, arrive_x, arrive_y = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
+    length, turned = np.zeros(n), np.zeros(n)
+    arrive_x, arrive_y, arrive_z = np.zeros(n), np.zeros(n), np.zeros(n)
 
     front = [(0.0, 0)]
     front.pop()
     row, column = int(np.floor(y + 0.5)), int(np.floor(x + 0.5))
     for r in range(max(row - 1, 0), min(row + 2, height)):
         for c in range(max(column - 1, 0), min(column + 2, width)):
-            if not blocked[r, c]:
+            if obstacle[r, c] == 0:
                 end, _, _ = walk(float(c), float(r), triangle_of_pixel[r, c], x, y, points, triangles, neighbours)
                 if end >= 0:
                     q = r * width + c
@@ -54,67 +68,68 @@ def along_the_ground(x, y, blocked, triangle_of_pixel, points, triangles, neighb
         settled[p] = True
         r, c = p // width, p % width
         t = turning_point[p]
-        if t < 0:
-            tx, ty, length_t, turned_t = x, y, 0.0, 0.0
-        else:
+        on_roof = obstacle[r, c] != 0
+        tx, ty, tz, length_t, turned_t, t_on_roof = x, y, climb, 0.0, 0.0, False
+        if t != TRANSMITTER:
             tx, ty, length_t, turned_t = float(t % width), float(t // width), length[t], turned[t]
-        arrive_x[p], arrive_y[p] = c - tx, r - ty
-        length[p] = length_t + np.hypot(arrive_x[p], arrive_y[p]) * metres
+            t_on_roof = obstacle[t // width, t % width] != 0
+            tz = rise if t_on_roof else 0.0
+        arrive_x[p], arrive_y[p], arrive_z[p] = (c - tx) * metres, (r - ty) * metres, (rise if on_roof else 0.0) - tz
+        length[p] = length_t + np.sqrt(arrive_x[p] ** 2 + arrive_y[p] ** 2 + arrive_z[p] ** 2)
         turned[p] = turned_t
-        if t >= 0:
-            turned[p] += turn_loss(arrive_x[t], arrive_y[t], arrive_x[p], arrive_y[p], laws)
+        if t != TRANSMITTER:
+            turned[p] += turn_loss(arrive_x[t], arrive_y[t], arrive_z[t], arrive_x[p], arrive_y[p], arrive_z[p], laws)
+
         for dr in range(-1, 2):
             for dc in range(-1, 2):
                 r2, c2 = r + dr, c + dc
-                if r2 < 0 or c2 < 0 or r2 >= height or c2 >= width or blocked[r2, c2]:
+                if r2 < 0 or c2 < 0 or r2 >= height or c2 >= width or obstacle[r2, c2] == 2:
                     continue
                 q = r2 * width + c2
                 if settled[q]:
                     continue
-                dx, dy = c2 - tx, r2 - ty
-                far = length_t + np.hypot(dx, dy) * metres
-                if t < 0:
-                    here = sight * np.log10(max(far, 1.0))
+                to_roof = obstacle[r2, c2] != 0
+                qz = rise if to_roof else 0.0
+                s, sx, sy, sz, length_s, turned_s = t, tx, ty, tz, length_t, turned_t
+                if to_roof and t_on_roof:
+                    # From roof to roof nothing is in the way, so an earlier turning point on a roof is seen as well.
+                    while turning_point[s] != TRANSMITTER and obstacle[turning_point[s] // width, turning_point[s] % width] != 0:
+                        s = turning_point[s]
+                    sx, sy, length_s, turned_s = float(s % width), float(s // width), length[s], turned[s]
+                dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
+                far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
+                if s == TRANSMITTER:
+                    here = (shadow if to_roof else sight) * np.log10(max(far, 1.0))
                 else:
-                    here = shadow * np.log10(max(far, 1.0)) + turned_t + turn_loss(arrive_x[t], arrive_y[t], dx, dy, laws)
+                    here = shadow * np.log10(max(far, 1.0)) + turned_s
+                    here += turn_loss(arrive_x[s], arrive_y[s], arrive_z[s], dx, dy, dz, laws)
                 if here >= loss[q]:
                     continue
-                end, _, _ = walk(float(c2), float(r2), triangle_of_pixel[r2, c2], tx, ty, points, triangles, neighbours)
-                if end >= 0:
-                    loss[q], turning_point[q] = here, t
-                    heapq.heappush(front, (here, q))
-                elif arrive_x[p] != 0.0 or arrive_y[p] != 0.0:
-                    far = length[p] + np.hypot(dr, dc) * metres
+                if to_roof and t_on_roof:
+                    seen = True
+                elif to_roof:
+                    start = home if s == TRANSMITTER else triangle_of_pixel[s // width, s % width]
+                    end, wx, wy = walk(sx, sy, start, float(c2), float(r2), points, triangles, neighbours)
+                    seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE
+                else:
+                    end, wx, wy = walk(float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours)
+                    seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE)
+                if not seen:
+                    if arrive_x[p] == 0.0 and arrive_y[p] == 0.0:
+                        continue
+                    s = p
+                    dx, dy, dz = dc * metres, dr * metres, qz - (rise if on_roof else 0.0)
+                    far = length[p] + np.sqrt(dx * dx + dy * dy + dz * dz)
                     here = shadow * np.log10(max(far, 1.0)) + turned[p]
-                    here += turn_loss(arrive_x[p], arrive_y[p], float(dc), float(dr), laws)
-                    if here < loss[q]:
-                        loss[q], turning_point[q] = here, p
-                        heapq.heappush(front, (here, q))
-    return loss.reshape(height, width)
+                    here += turn_loss(arrive_x[p], arrive_y[p], arrive_z[p], dx, dy, dz, laws)
+                    if here >= loss[q]:
+                        continue
+                loss[q], turning_point[q] = here, s
+                heapq.heappush(front, (here, q))
 
-
-@njit(**OPTIONS)
-def over_the_roofs(x, y, home, triangle_of_pixel, points, triangles, neighbours, metres, rise_up, rise_down, laws, loss):
-    """Lower `loss` where the way straight over the roofs costs less: up at the first wall, down at the last."""
-    height, width = loss.shape
-    shadow = 10.0 * laws[1]
-    for row in range(height):
-        for column in range(width):
-            t = triangle_of_pixel[row, column]
-            if t < 0:
-                continue
-            across = np.hypot(column - x, row - y) * metres
-            if shadow * np.log10(max(across, 1.0)) + 2.0 * laws[2] + laws[5] >= loss[row, column]:
-                continue
-            end, wx, wy = walk(float(column), float(row), t, x, y, points, triangles, neighbours)
-            if end >= 0:
-                continue
-            last_wall = np.hypot(column - wx, row - wy) * metres
-            _, wx, wy = walk(x, y, home, float(column), float(row), points, triangles, neighbours)
-            first_wall = np.hypot(x - wx, y - wy) * metres
-            far = np.hypot(first_wall, rise_up) + max(across - first_wall - last_wall, 0.0) + np.hypot(last_wall, rise_down)
-            here = shadow * np.log10(max(far, 1.0)) + laws[5]
-            here += turn_loss(first_wall, 0.0, first_wall, rise_up, laws)
-            here += turn_loss(last_wall, 0.0, last_wall, rise_down, laws)
-            if here < loss[row, column]:
-                loss[row, column] = here
+    loss = loss.reshape(height, width)
+    for r in range(height):
+        for c in range(width):
+            if obstacle[r, c] != 0:
+                loss[r, c] = np.inf
+    return loss
