@@ -1,4 +1,5 @@
-"""Every recipe's every configuration: the numbers are the originals', and two steps of each tiny one work from end to end."""
+"""Every recipe's every configuration: the numbers are the originals', and two steps of each tiny one work from end to
+end."""
 
 import hashlib
 import importlib.util
@@ -15,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
+from toy_recipe import toy_pairs
 
 from radiodiff_diffusers import RadioDiffPipeline, RadioDiffUNet2DModel, Scene
 from radiodiff_diffusers.commands.train import find_recipe, make_command
@@ -22,8 +24,6 @@ from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
 from radiodiff_diffusers.training.config import parse_config
 from radiodiff_diffusers.training.derived import EdgePairs, MadeUpRooms, derive
 from radiodiff_diffusers.training.lora_targets import PRESETS, find_lora_targets
-from toy_recipe import toy_pairs
-
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = {"vae_gan": "VAEConfig", "ldm": "LDMConfig", "lora": "LoRAConfig"}
@@ -129,8 +129,8 @@ def test_the_diffusion_model_loads_and_its_card_says_what_it_is(workplace):
     radio_map = pipe(Scene(buildings, transmitter=(40, 40)), num_inference_steps=1, generator=0).maps[0]
     assert radio_map.shape == (64, 64) and np.isfinite(radio_map.gain_db).all()
     card = (folder / "README.md").read_text()
-    for part in ("conditioned on: buildings, transmitter, visibility, log_distance", "protocol `raw`", "from_pretrained",
-                 "images/validation.png", "## Licence", "max_steps: 2"):  # fmt: skip
+    for part in ("conditioned on: buildings, transmitter, visibility, log_distance", "protocol `raw`",
+                 "from_pretrained",                  "images/validation.png", "## Licence", "max_steps: 2"):  # fmt: skip
         assert part in card, part
     text = "".join(p.read_text() for p in folder.rglob("*.json")) + card
     assert "_name_or_path" not in text and "/tmp" not in text
@@ -168,7 +168,8 @@ def test_cached_latents_train_alike(workplace, tmp_path):
     assert shape == (10, 8, 2, 3, 16, 16)  # samples, symmetries, mean and std
 
 
-# LoRA -------------------------------------------------------------------------------------------------------------------
+# LoRA
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def fingerprint(folder):
@@ -232,7 +233,8 @@ def test_targets_are_found_or_named():
         find_lora_targets(unet, ["conv1"])  # its weights are standardised
 
 
-# Data -------------------------------------------------------------------------------------------------------------------
+# Data
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_other_tasks_of_the_same_data(tmp_path):
@@ -289,7 +291,8 @@ def test_imagenet_weights_reach_the_encoder(monkeypatch):
         load_imagenet_encoder(unet)
 
 
-# Numbers ----------------------------------------------------------------------------------------------------------------
+# Numbers
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def read(recipe, stem):
@@ -345,7 +348,8 @@ def test_the_diffusion_models_numbers(stem, batch, rates, weighting, scale, clip
         assert c.train.init_from and c.data.options == {"simulation": "IRT4", "transmitters": [0, 1]}
 
 
-# Processes and the command ----------------------------------------------------------------------------------------------
+# Processes and the command
+# ----------------------------------------------------------------------------------------------
 
 
 def two_steps(recipe, stem, folder, cwd, processes, *more):
@@ -358,7 +362,9 @@ def two_steps(recipe, stem, folder, cwd, processes, *more):
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=560)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [e["loss"] for e in lines if e["event"] == "train"], [e["nmse"] for e in lines if e["event"] == "validation"]
+    return [e["loss"] for e in lines if e["event"] == "train"], [
+        e["nmse"] for e in lines if e["event"] == "validation"
+    ]
 
 
 NO_DROPOUT = {
@@ -371,7 +377,8 @@ NO_DROPOUT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_two_processes_do_what_one_does(workplace, tmp_path, recipe):
-    """The same global batch: losses to 1e-4 (batch norm in eval mode, a fixed adversarial weight), sharded validation too."""
+    """The same global batch: losses to 1e-4 (batch norm in eval mode, a fixed adversarial weight), sharded validation
+    too."""
     root = workplace("lora/ray_traced_tiny").parent.parent
     workplace("vae_gan/first_radio_tiny")
     stem, more = {
@@ -397,7 +404,9 @@ def test_two_processes_do_what_one_does(workplace, tmp_path, recipe):
     assert len(one[0]) == 3 and np.allclose(one[0], two[0], rtol=1e-4)
     assert np.allclose(one[1], two[1], rtol=1e-3)
     # only the main process writes
-    assert len(list((tmp_path / "two/checkpoints").glob("step_*"))) == len(list((tmp_path / "one/checkpoints").glob("step_*")))
+    assert len(list((tmp_path / "two/checkpoints").glob("step_*"))) == len(
+        list((tmp_path / "one/checkpoints").glob("step_*"))
+    )
 
 
 def test_the_command_says_what_it_starts_or_where_the_recipes_are(monkeypatch, tmp_path):
@@ -408,7 +417,9 @@ def test_the_command_says_what_it_starts_or_where_the_recipes_are(monkeypatch, t
     ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no recipe 'lmd'; there are: .*ldm"):
         find_recipe("lmd")
-    monkeypatch.setattr("radiodiff_diffusers.__file__", str(tmp_path / "site-packages/radiodiff_diffusers/__init__.py"))
+    monkeypatch.setattr(
+        "radiodiff_diffusers.__file__", str(tmp_path / "site-packages/radiodiff_diffusers/__init__.py")
+    )
     with pytest.raises(ValueError, match="clone the repository"):
         find_recipe("ldm")
 
@@ -417,8 +428,8 @@ def test_the_command_says_what_it_starts_or_where_the_recipes_are(monkeypatch, t
 def test_the_command_hands_on_signals(workplace, tmp_path):
     root = workplace("ldm/pixels_small_tiny").parent.parent
     process = subprocess.Popen(
-        [sys.executable, "-m", "radiodiff_diffusers.cli", "train", "ldm", "--cpu", "--config", "pixels_small_tiny.yaml",
-         "--max_steps", "100000", "--log_steps", "1", "--data.simulate.transmitters", "1", "--trackers", "",
+        [sys.executable, "-m", "radiodiff_diffusers.cli", "train", "ldm", "--cpu", "--config",
+         "pixels_small_tiny.yaml",          "--max_steps", "100000", "--log_steps", "1", "--data.simulate.transmitters", "1", "--trackers", "",
          "--output_dir", str(tmp_path / "run")],
         cwd=root,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
     radiodiff train ldm --config radio_train_tiny.yaml --max_steps 100
 
-starts examples/ldm/train.py through accelerate. --config takes a file, or the name of one beside the recipe; --num-processes N and
---cpu go to accelerate, all else to the recipe (`radiodiff train ldm --help` lists its keys).
+starts examples/ldm/train.py through accelerate. --config takes a file, or the name of one beside the recipe;
+--num-processes N and --cpu go to accelerate, all else to the recipe (`radiodiff train ldm --help` lists its keys).
 """
 
 import argparse
@@ -52,8 +52,8 @@ def find_recipe(name: str):
     recipes = sorted(p.parent.name for p in examples.glob("*/train.py"))
     if not recipes:
         raise ValueError(
-            "the training recipes are not part of the installed package: clone the repository, pip install -e . there, "
-            "and run it from the clone (examples/*/train.py)"
+            "the training recipes are not part of the installed package: clone the repository, pip install -e . "
+            "there, and run it from the clone (examples/*/train.py)"
         )
     if name not in recipes:
         raise ValueError(f"there is no recipe {name!r}; there are: {', '.join(recipes)}")
@@ -61,7 +61,8 @@ def find_recipe(name: str):
 
 
 def launch(command: list[str]) -> int:
-    """Run the command in a process group of its own and hand on signals, so that the run saves itself before it leaves."""
+    """Run the command in a process group of its own and hand on signals, so that the run saves itself before it
+    leaves."""
     import os
     import signal
     import subprocess

@@ -209,7 +209,8 @@ def _argument_names(cls: type) -> dict[str, tuple[list[str], dict]]:
     flags = {}
     for dotted, spec in specs.items():
         leaf = dotted.rpartition(".")[2]
-        short = [f"--{leaf}"] if leaves.count(leaf) == 1 and leaf != dotted else []
+        mine = leaves.count(leaf) == 1 or dotted == f"train.{leaf}"
+        short = [f"--{leaf}"] if mine and leaf != dotted else []
         flags[dotted] = ([f"--{dotted}", *short], spec)
     return flags
 
