@@ -17,14 +17,16 @@ from .scene import Scene
 # The dominant-path engine's laws: dB a decade in line of sight and behind corners, dB a corner and a degree of turn.
 LINE_OF_SIGHT_EXPONENT = 25.0
 EXPONENT = 28.0
-CORNER = 2.085
-PER_DEGREE = 0.1545
+CORNER = 2.26
+PER_DEGREE = 0.154
 LARGEST_TURN = 70.0
-ROOF = 2.0  # dB more over the roofs than round two corners of the same turns
 
-# Pixels of obstacle that a path may cut off a corner: oblique walls are staircases on a raster, and every stair would else
-# count as a corner. Below 1, so that no path passes through a wall one pixel thick.
+# Pixels of obstacle in a row that a path may cut off a corner: oblique walls are staircases on a raster, and every stair would
+# else count as a corner. Below 1, so that no path passes through a wall one pixel thick.
 CUT_CORNER = 0.9
+ROOF_EDGE = 1.5  # pixels between a roof's outermost pixel and its wall: from there both the roof and the ground are seen
+ROOF, NO_WAY = 1, 2  # what a pixel may be, beside free ground (0)
+TRANSMITTER = -1
 GRAZE = 1e-6  # pixels of obstacle that still count as none
 # Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see `_cast_to_border`).
 LARGEST_EXACT_SIDE = 1024
@@ -40,21 +42,23 @@ def obstructed_metres(scene: Scene) -> np.ndarray:
 
 
 def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Approximate dominant path to each pixel: its loss in dB beyond 1 m, and the degrees it turns in all; both (H, W).
+    """Approximate dominant path to each pixel: its loss in dB beyond 1 m, and the part of it lost in turns; both (H, W).
 
-    The search and the laws are the dominant-path engine's, but walls are the raster's, so it costs a fraction of the engine
-    and is true to a few dB: a hint for networks, not a map. Pixels that no path reaches
-    (inside buildings, closed courtyards) read over the roofs.
+    The search and the laws are the dominant-path engine's, round corners and over roofs, but walls are the raster's: it
+    needs no outlines, costs a fraction of the engine, and is true to a decibel or two. A hint for networks, not a map.
+    Inside obstacles it reads infinite and 0.
     """
     memory = scene._planes
     if "_detour" not in memory:
         x, y = scene.require_transmitter("a detour channel")
-        covered, first, last = _straight_rays(scene)
-        metres = scene.metres_per_pixel
-        loss, turn = _round_corners(scene.obstacles, covered <= 0, x, y, metres)
-        roof, climb = _over_roofs(scene, first * metres, last * metres)
-        over = (covered > 0) & (roof < loss)
-        memory["_detour"] = np.where(over, roof, loss), np.where(over, climb, turn)
+        blocked = scene.obstacles
+        tall = scene.buildings if scene.building_height > max(scene.transmitter_height, scene.receiver_height) else None
+        obstacle = blocked.astype(np.uint8) * NO_WAY
+        obstacle[blocked & scene.buildings] = NO_WAY if tall is None else ROOF
+        climb = scene.transmitter_height - scene.receiver_height
+        rise = scene.building_height - scene.receiver_height
+        lit = _straight_rays(scene)[1] <= CUT_CORNER
+        memory["_detour"] = _run_front(blocked, obstacle, lit, x, y, scene.metres_per_pixel, climb, rise)
     return memory["_detour"]
 
 
@@ -67,43 +71,32 @@ def distance_metres(scene: Scene) -> np.ndarray:
     return np.sqrt(across[None, :] + down[:, None]) * np.float32(scene.metres_per_pixel)
 
 
-def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Metres inside obstacles, pixels before the first and pixels after the last of them, for every straight ray."""
+def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Metres of obstacle on every straight ray from the transmitter, and pixels of its longest blocked stretch."""
     memory = scene._planes
     if "_rays" not in memory:
         x, y = scene.require_transmitter("a ray channel")
         cast = _cast_exactly if max(scene.shape) <= LARGEST_EXACT_SIDE else _cast_to_border
-        covered, first, last = cast(scene.obstacles, x, y)
-        memory["_rays"] = covered * np.float32(scene.metres_per_pixel), first, last
+        covered, longest = cast(scene.obstacles, x, y)
+        memory["_rays"] = covered * np.float32(scene.metres_per_pixel), longest
     return memory["_rays"]
 
 
-def _over_roofs(scene: Scene, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and turn of the way up at the first wall, straight over, and down at the last; distances in metres."""
-    climb = scene.building_height - scene.receiver_height
-    between = np.maximum(distance_metres(scene) - before - after, 0.0)
-    length = np.hypot(before, climb) + between + np.hypot(after, climb)
-    up, down = np.degrees(np.arctan2(climb, before)), np.degrees(np.arctan2(climb, after))
-    turns = 2 * CORNER + ROOF + PER_DEGREE * (np.minimum(up, LARGEST_TURN) + np.minimum(down, LARGEST_TURN))
-    loss = EXPONENT * np.log10(np.maximum(length, 1.0)) + turns
-    return loss.astype(np.float32), (up + down).astype(np.float32)
-
-
 @njit(cache=True, nogil=True)
-def _cast_exactly(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cast_exactly(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray]:
+    """For every pixel the obstacle on its straight ray, in all and in the longest stretch; both in pixels."""
     height, width = blocked.shape
     covered = np.empty((height, width), np.float32)
-    first = np.empty((height, width), np.float32)
-    last = np.empty((height, width), np.float32)
+    longest = np.empty((height, width), np.float32)
     for row in range(height):
         for column in range(width):
-            covered[row, column], first[row, column], last[row, column] = _along(blocked, x0, y0, float(column), float(row))
-    return covered, first, last
+            covered[row, column], _, longest[row, column] = _along(blocked, x0, y0, float(column), float(row))
+    return covered, longest
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float]:
-    """Pixels of the segment that are blocked, that lie before the first blocked one, and after the last one.
+    """Pixels of the segment that are blocked, that lie before the first blocked one, and of its longest blocked stretch.
 
     Pixel (c, r) covers c - 0.5 .. c + 0.5 and r - 0.5 .. r + 0.5; the segment is cut at every border it crosses.
     """
@@ -118,13 +111,16 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> t
     # the share of the way at which the ray crosses its next vertical and its next horizontal border
     next_x = ((column + 0.5 * step_x) - x0) * step_x * per_x if dx != 0 else math.inf
     next_y = ((row + 0.5 * step_y) - y0) * step_y * per_y if dy != 0 else math.inf
-    at, covered, first, last = 0.0, 0.0, 1.0, 0.0
+    at, covered, first, stretch, longest = 0.0, 0.0, 1.0, 0.0, 0.0
     for _ in range(abs(last_column - column) + abs(last_row - row) + 1):
         leave = min(next_x, next_y, 1.0)
         if 0 <= row < height and 0 <= column < width and blocked[row, column]:
             covered += leave - at
+            stretch += leave - at
+            longest = max(longest, stretch)
             first = min(first, at)
-            last = leave
+        else:
+            stretch = 0.0
         if leave >= 1.0:
             break
         at = leave
@@ -142,27 +138,21 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> t
     covered *= length
     if covered <= GRAZE:
         return 0.0, length, 0.0
-    return covered, first * length, (1.0 - last) * length
+    return covered, first * length, longest * length
 
 
 @njit(cache=True, nogil=True)
-def _is_clear(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> bool:
-    return _along(blocked, x0, y0, x1, y1)[0] <= CUT_CORNER
-
-
-@njit(cache=True, nogil=True)
-def _cast_to_border(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cast_to_border(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray]:
     """As `_cast_exactly`, from rays to every half pixel of a square round the map, each walked once from the transmitter out."""
     height, width = blocked.shape
     covered = np.zeros((height, width), np.float32)
-    first = np.zeros((height, width), np.float32)
-    last = np.zeros((height, width), np.float32)
+    longest = np.zeros((height, width), np.float32)
     reach = max(x0, y0, width - 1 - x0, height - 1 - y0) + 1.0
     for side in range(4):
         for k in range(-int(2 * reach) - 1, int(2 * reach) + 2):
             slope = k / (2.0 * reach)  # pixels sideways for each pixel ahead, -1 .. 1
-            stretch = math.sqrt(1.0 + slope * slope)
-            inside, began, ended = 0.0, -1.0, 0.0
+            step = math.sqrt(1.0 + slope * slope)
+            inside, stretch, most = 0.0, 0.0, 0.0
             for ahead in range(int(reach) + 1):
                 sideways = slope * ahead
                 if side == 0:
@@ -178,101 +168,135 @@ def _cast_to_border(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarr
                     if ahead > 0:
                         break
                     continue
-                walked = ahead * stretch
-                if blocked[row, column]:
-                    inside += stretch
-                    if began < 0:
-                        began = walked
-                    ended = walked
+                stretch = stretch + step if blocked[row, column] else 0.0
+                inside += step if blocked[row, column] else 0.0
+                most = max(most, stretch)
                 covered[row, column] = inside
-                first[row, column] = began if began >= 0 else walked
-                last[row, column] = walked - ended if began >= 0 else 0.0
-    return covered, first, last
+                longest[row, column] = most
+    return covered, longest
 
 
-# Round corners -----------------------------------------------------------------------------------------------------
+# The way round and over --------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _corner_loss(turn: float) -> float:
+def _turn_loss(ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
+    """dB for turning from direction a into direction b."""
+    cx, cy, cz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    turn = math.degrees(math.atan2(math.sqrt(cx * cx + cy * cy + cz * cz), ax * bx + ay * by + az * bz))
     return CORNER + PER_DEGREE * min(turn, LARGEST_TURN)
 
 
 @njit(cache=True, nogil=True)
-def _round_corners(
-    blocked: np.ndarray, lit: np.ndarray, x0: float, y0: float, metres: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Least-loss paths by Dijkstra over pixels, each of which remembers the last corner its path turned at.
+def _sees(blocked: np.ndarray, x0: float, y0: float, from_roof: bool, x1: float, y1: float, to_roof: bool) -> bool:
+    """Whether nothing stands between two pixels; a roof's edge is seen from the ground in front of it, and sees it."""
+    if from_roof and to_roof:
+        return True  # all roofs are equally high
+    if to_roof:
+        return math.hypot(x1 - x0, y1 - y0) - _along(blocked, x0, y0, x1, y1)[1] <= ROOF_EDGE
+    if from_roof:
+        return math.hypot(x1 - x0, y1 - y0) - _along(blocked, x1, y1, x0, y0)[1] <= ROOF_EDGE
+    return _along(blocked, x0, y0, x1, y1)[2] <= CUT_CORNER
 
-    A pixel's neighbour is reached from that corner where it sees it, else round the pixel itself (any-angle search in the
-    manner of Theta*).
+
+@njit(cache=True, nogil=True)
+def _run_front(
+    blocked: np.ndarray, obstacle: np.ndarray, lit: np.ndarray, x0: float, y0: float, metres: float, climb: float, rise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss on free pixels, and its part in turns: a front over the pixels, least loss first, one way a pixel.
+
+    Each pixel remembers where its way last turned. A neighbour takes over that point where it sees it, and turns at the
+    pixel itself where it does not. `rise` is how high roofs are above the receivers, `climb` the transmitter above them.
     """
     height, width = blocked.shape
     count = height * width
-    corner = np.full(count, -1, np.int32)  # pixel index of the last turn; -1 is the transmitter
-    length = np.full(count, np.inf, np.float32)  # pixels walked
-    corners = np.zeros(count, np.float32)  # dB of all turns so far
-    turned = np.zeros(count, np.float32)  # degrees
-    cost = np.full(count, np.inf, np.float32)
-    closed = np.zeros(count, np.bool_)
-    expanded = np.zeros(count, np.bool_)
-    heap = [(np.float32(0.0), np.int32(0))]
-    heap.clear()
+    loss = np.full(count, np.inf)
+    corner = np.full(count, TRANSMITTER, np.int32)  # pixel of the last turn
+    settled = np.zeros(count, np.bool_)
+    # of the way to a settled pixel: its length, dB of its turns, and the direction it arrives in (metres)
+    length, turned = np.zeros(count), np.zeros(count)
+    arrive_x, arrive_y, arrive_z = np.zeros(count), np.zeros(count), np.zeros(count)
+
+    front = [(0.0, 0)]
+    front.clear()
     for row in range(height):
         for column in range(width):
-            here = row * width + column
-            if blocked[row, column]:
-                closed[here] = True
-            elif lit[row, column]:
-                closed[here] = True
-                length[here] = math.sqrt((column - x0) ** 2 + (row - y0) ** 2)
-                cost[here] = LINE_OF_SIGHT_EXPONENT * math.log10(max(length[here] * metres, 1.0))
-    for row in range(height):  # only the lit pixels beside a shadow can start a path into it
+            if lit[row, column] and not blocked[row, column]:
+                here = row * width + column
+                arrive_x[here], arrive_y[here], arrive_z[here] = (column - x0) * metres, (row - y0) * metres, -climb
+                length[here] = math.sqrt(arrive_x[here] ** 2 + arrive_y[here] ** 2 + climb * climb)
+                loss[here] = LINE_OF_SIGHT_EXPONENT * math.log10(max(length[here], 1.0))
+                settled[here] = True
+    for row in range(height):  # of the lit pixels, only those beside a shadow or a wall can send the front on
         for column in range(width):
             here = row * width + column
-            if not blocked[row, column] and lit[row, column]:
-                for dr in range(-1, 2):
-                    for dc in range(-1, 2):
-                        r, c = row + dr, column + dc
-                        if 0 <= r < height and 0 <= c < width and not closed[r * width + c]:
-                            heapq.heappush(heap, (cost[here], np.int32(here)))
-                            break
-                    else:
-                        continue
-                    break
-    while len(heap) > 0:
-        here = heapq.heappop(heap)[1]
-        if expanded[here]:
+            if settled[here]:
+                for r in range(max(row - 1, 0), min(row + 2, height)):
+                    for c in range(max(column - 1, 0), min(column + 2, width)):
+                        if not settled[r * width + c] and obstacle[r, c] != NO_WAY and settled[here]:
+                            heapq.heappush(front, (loss[here], here))
+                            settled[here] = False  # once is enough; it settles again when the front takes it
+    while len(front) > 0:
+        here = heapq.heappop(front)[1]
+        if settled[here]:
             continue
-        expanded[here] = closed[here] = True
+        settled[here] = True
         row, column = here // width, here % width
-        for dr in range(-1, 2):
-            for dc in range(-1, 2):
-                r, c = row + dr, column + dc
-                if not (0 <= r < height and 0 <= c < width):
-                    continue
+        on_roof = obstacle[row, column] == ROOF
+        last = corner[here]
+        last_on_roof = False
+        lx, ly, lz, last_length, last_turned = x0, y0, climb, 0.0, 0.0
+        if last != TRANSMITTER:
+            lx, ly, last_length, last_turned = float(last % width), float(last // width), length[last], turned[last]
+            last_on_roof = obstacle[last // width, last % width] == ROOF
+            lz = rise if last_on_roof else 0.0
+        ax, ay, az = (column - lx) * metres, (row - ly) * metres, (rise if on_roof else 0.0) - lz
+        arrive_x[here], arrive_y[here], arrive_z[here] = ax, ay, az
+        length[here] = last_length + math.sqrt(ax * ax + ay * ay + az * az)
+        turned[here] = last_turned
+        if last != TRANSMITTER:
+            turned[here] += _turn_loss(arrive_x[last], arrive_y[last], arrive_z[last], ax, ay, az)
+        for r in range(max(row - 1, 0), min(row + 2, height)):
+            for c in range(max(column - 1, 0), min(column + 2, width)):
                 there = r * width + c
-                if closed[there]:
+                if settled[there] or obstacle[r, c] == NO_WAY:
                     continue
-                last = corner[here]
-                seen = last >= 0 and _is_clear(blocked, last % width, last // width, c, r)
+                to_roof = obstacle[r, c] == ROOF
+                source, sx, sy, sz, far, turns = last, lx, ly, lz, last_length, last_turned
+                source_on_roof = last_on_roof
+                if to_roof and last_on_roof:  # from roof to roof an earlier turn on a roof is seen as well
+                    while corner[source] != TRANSMITTER and obstacle[corner[source] // width, corner[source] % width] == ROOF:
+                        source = corner[source]
+                    sx, sy, far, turns = float(source % width), float(source // width), length[source], turned[source]
+                z = rise if to_roof else 0.0
+                dx, dy, dz = (c - sx) * metres, (r - sy) * metres, z - sz
+                far += math.sqrt(dx * dx + dy * dy + dz * dz)
+                if source == TRANSMITTER:
+                    total = (EXPONENT if to_roof else LINE_OF_SIGHT_EXPONENT) * math.log10(max(far, 1.0))
+                else:
+                    turns += _turn_loss(arrive_x[source], arrive_y[source], arrive_z[source], dx, dy, dz)
+                    total = EXPONENT * math.log10(max(far, 1.0)) + turns
+                if total >= loss[there]:
+                    continue
+                if source == TRANSMITTER and not to_roof:
+                    seen = lit[r, c]
+                else:
+                    seen = _sees(blocked, sx, sy, source_on_roof, float(c), float(r), to_roof)
                 if not seen:
-                    last = here
-                # the turn at `last`, from the corner before it
-                before = corner[last]
-                bx = x0 if before < 0 else float(before % width)
-                by = y0 if before < 0 else float(before // width)
-                ax, ay = last % width - bx, last // width - by
-                ox, oy = c - last % width, r - last // width
-                turn = abs(math.degrees(math.atan2(ax * oy - ay * ox, ax * ox + ay * oy)))
-                far = length[last] + math.sqrt(ox * ox + oy * oy)
-                turns = corners[last] + _corner_loss(turn)
-                total = np.float32(EXPONENT * math.log10(max(far * metres, 1.0)) + turns)
-                if total < cost[there]:
-                    cost[there] = total
-                    corner[there] = last
-                    length[there] = far
-                    corners[there] = turns
-                    turned[there] = turned[last] + turn
-                    heapq.heappush(heap, (total, np.int32(there)))
-    return cost.reshape(height, width), turned.reshape(height, width)
+                    if ax == 0.0 and ay == 0.0:
+                        continue
+                    source = here
+                    dx, dy, dz = (c - column) * metres, (r - row) * metres, z - (rise if on_roof else 0.0)
+                    far = length[here] + math.sqrt(dx * dx + dy * dy + dz * dz)
+                    total = EXPONENT * math.log10(max(far, 1.0)) + turned[here] + _turn_loss(ax, ay, az, dx, dy, dz)
+                    if total >= loss[there]:
+                        continue
+                loss[there] = total
+                corner[there] = source
+                heapq.heappush(front, (total, there))
+    for row in range(height):
+        for column in range(width):
+            if obstacle[row, column] != 0:
+                loss[row * width + column] = math.inf
+                turned[row * width + column] = 0.0
+    return loss.reshape(height, width).astype(np.float32), turned.reshape(height, width).astype(np.float32)
