@@ -17,6 +17,7 @@ COMMANDS = {
     "simulate": "make training data: many cities x many transmitters x a physics engine",
     "data": "check, arrange, explore data sets; edge maps of them",
     "convert": "turn the original RadioDiff's checkpoints into a pipeline folder, and back",
+    "gait": "make training data: micro-Doppler spectrograms of walking people",
     "train": "start a training recipe (examples/) through accelerate",
     "latents": "extract a tokenizer's latents of an image set",
     "evaluate": "score predictors of maps, tokenizers, or generated images",
