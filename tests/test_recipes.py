@@ -130,7 +130,7 @@ def test_the_diffusion_model_loads_and_its_card_says_what_it_is(workplace):
     assert radio_map.shape == (64, 64) and np.isfinite(radio_map.gain_db).all()
     card = (folder / "README.md").read_text()
     for part in ("conditioned on: buildings, transmitter, visibility, log_distance", "protocol `raw`",
-                 "from_pretrained",                  "images/validation.png", "## Licence", "max_steps: 2"):  # fmt: skip
+                 "from_pretrained", "images/validation.png", "## Licence", "max_steps: 2"):  # fmt: skip
         assert part in card, part
     text = "".join(p.read_text() for p in folder.rglob("*.json")) + card
     assert "_name_or_path" not in text and "/tmp" not in text
@@ -429,7 +429,8 @@ def test_the_command_hands_on_signals(workplace, tmp_path):
     root = workplace("ldm/pixels_small_tiny").parent.parent
     process = subprocess.Popen(
         [sys.executable, "-m", "radiodiff_diffusers.cli", "train", "ldm", "--cpu", "--config",
-         "pixels_small_tiny.yaml",          "--max_steps", "100000", "--log_steps", "1", "--data.simulate.transmitters", "1", "--trackers", "",
+         "pixels_small_tiny.yaml", "--max_steps", "100000", "--log_steps", "1", "--trackers", "",
+         "--data.simulate.transmitters", "1",
          "--output_dir", str(tmp_path / "run")],
         cwd=root,
     )  # fmt: skip

@@ -651,7 +651,7 @@ def test_streams_go_on_where_they_were():
         ({"mixed_precision": "fp16"}, "fp16 but there is no GPU"),
         ({"mixed_precision": "fp8"}, "choose no, bf16 or fp16"),
         ({"lr_warmup_steps": 50, "max_steps": 40}, "never be reached"),
-        ({"resume": "latest", "init_from": "x"}, "give one of them"),
+        ({"adam_betas": [0.9]}, "two numbers"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
     ],
 )

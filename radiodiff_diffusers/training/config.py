@@ -86,7 +86,7 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "how many of the last checkpoints to keep, besides the best and the milestones")
     milestone_every: int = option(0, "keep every so many-th checkpoint for ever; 0 for none")
     resume: str | None = option(None, "go on with this run: latest, a step, or a checkpoint's folder")
-    init_from: str | None = option(None, "start a new run from the weights in this folder, Hub id or checkpoint")
+    init_from: str | None = option(None, "a new run starts from the weights in this folder, Hub id or checkpoint")
     allow_config_change: bool = option(False, "resume although the configuration is not the checkpoint's")
 
 
@@ -283,7 +283,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
                 pass
         raise ValueError(f"{where} is {value!r}; expected {_describe(hint)}")
     if origin is list:
-        value = value.split(",") if isinstance(value, str) else value
+        value = value.split(",") if isinstance(value, str) else [] if value is None else value
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} is {value!r}; expected a list")
         (inner,) = typing.get_args(hint) or (Any,)

@@ -27,10 +27,6 @@ def check_train_config(train: TrainConfig, device: torch.device) -> None:
             f"train.lr_warmup_steps ({train.lr_warmup_steps}) is not below train.max_steps ({train.max_steps}): "
             "the learning rate would never be reached"
         )
-    if train.resume and train.init_from:
-        raise ValueError(
-            "train.resume goes on with a run, train.init_from starts a new one from other weights: give one of them"
-        )
     if len(train.adam_betas) != 2:
         raise ValueError(f"train.adam_betas must be two numbers; got {train.adam_betas}")
 
