@@ -1,0 +1,42 @@
+"""Write what tests/test_default_model.py expects: some held-out scenes, their truth, and the error of the model as shipped."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline
+from radiodiff_diffusers.data.cities import generate_city, transmitters
+from radiodiff_diffusers.engines import dominant_path
+from radiodiff_diffusers.scene import RadioMap
+
+
+FOLDER = Path("tests/goldens/default_model")
+SEEDS = {"apartments": 5_000_001, "old_town": 5_000_002, "estate": 5_000_003, "perimeter": 5_000_004}
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL)
+    expected, nmse = {}, []
+    for name, seed in SEEDS.items():
+        city = generate_city(seed, size=128, style=name)
+        place = transmitters(city, 1, np.random.default_rng(seed))[0]
+        scene = city.replace(transmitter=place)
+        truth = dominant_path(scene).to_image()
+        truth.save(FOLDER / f"{name}_gain.png")
+        Image.fromarray(scene.buildings.astype(np.uint8) * 255).save(FOLDER / f"{name}_buildings.png")
+        expected[name] = [float(v) for v in place]
+        gray, free = np.asarray(truth, np.float32), ~scene.buildings
+        predicted: RadioMap = pipe(scene.replace(polygons=None), generator=0).maps[0]
+        nmse.append(np.square(predicted.gray - gray)[free].sum() / np.square(gray[free]).sum())
+    weights = Path(DEFAULT_MODEL) / "unet/diffusion_pytorch_model.safetensors"
+    about = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "nmse": float(np.mean(nmse)), "scenes": expected}
+    (FOLDER / "expected.json").write_text(json.dumps(about, indent=2) + "\n")
+    print(about["nmse"], [f"{v:.4f}" for v in nmse])
+
+
+if __name__ == "__main__":
+    main()
