@@ -44,8 +44,8 @@ def read_original(path: str | Path, use_ema: bool = True) -> OriginalCheckpoint:
     """Read a file of the original's trainers, without executing anything in it."""
     try:
         return sort_checkpoint(load_original_checkpoint(path), use_ema)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except (ValueError, OSError) as error:  # OSError: the file was cut off while it was written
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} cannot be converted: {error}") from None
 
 
 def sort_checkpoint(checkpoint: Mapping[str, Any], use_ema: bool = True) -> OriginalCheckpoint:
@@ -248,9 +248,45 @@ def vae_from_original(state_dict: Mapping[str, Any], scaling_factor: float | Non
         raise ValueError("there is no autoencoder in this state dict.")
     if scaling_factor is None:
         scaling_factor = DEFAULT_SCALING_FACTOR if parts.scaling_factor is None else parts.scaling_factor
-    vae = vavae_from_original(_with_square_latents(parts.vae))
+    tensors = {name: tensor for name, tensor in parts.vae.items() if not name.startswith("loss.")}
+    _account_vae(tensors)
+    vae = vavae_from_original(_with_square_latents(tensors))
     vae.register_to_config(scaling_factor=scaling_factor, sample_size=sample_size)
     return vae
+
+
+# what every autoencoder of the original has, whatever its sizes
+_VAE_ENDS = [
+    f"{module}.{kind}"
+    for module in ("encoder.conv_in", "encoder.norm_out", "encoder.conv_out", "decoder.conv_in", "decoder.norm_out")
+    + ("decoder.conv_out", "quant_conv", "post_quant_conv")
+    for kind in ("weight", "bias")
+]
+
+
+def _account_vae(tensors: dict[str, torch.Tensor]) -> None:
+    """Every tensor of the original's autoencoder by name, given how many levels and blocks it has."""
+
+    def count(pattern):
+        return 1 + max((int(m[1]) for m in (re.match(pattern, name) for name in tensors) if m), default=-1)
+
+    levels, blocks = count(r"encoder\.down\.(\d+)\."), count(r"encoder\.down\.\d+\.block\.(\d+)\.")
+    layers = []
+    for side, path, repeats in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+        prefixes = [f"{side}.{path}.{level}.block.{block}" for level in range(levels) for block in range(repeats)]
+        prefixes += [f"{side}.mid.block_1", f"{side}.mid.block_2"]
+        for prefix in prefixes:
+            layers += [f"{prefix}.{name}" for name in ("norm1", "conv1", "norm2", "conv2")]
+            conv1 = tensors.get(f"{prefix}.conv1.weight")
+            if conv1 is not None and conv1.shape[0] != conv1.shape[1]:
+                layers.append(f"{prefix}.nin_shortcut")
+        attention = {name.rsplit(".", 2)[0] for name in tensors if re.match(rf"{side}\.{path}\.\d+\.attn\.", name)}
+        for prefix in [f"{side}.mid.attn_1", *attention]:
+            layers += [f"{prefix}.{name}" for name in ("norm", "q", "k", "v", "proj_out")]
+    layers += [f"encoder.down.{level}.downsample.conv" for level in range(levels - 1)]
+    layers += [f"decoder.up.{level}.upsample.conv" for level in range(1, levels)]
+    expected = _VAE_ENDS + [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    _account(dict.fromkeys(expected), tensors.keys())
 
 
 def _with_square_latents(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

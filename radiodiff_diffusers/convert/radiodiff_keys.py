@@ -151,7 +151,11 @@ def _read_encoder(tensors, shape) -> tuple[str, dict | None]:
             "num_heads": heads,
             "window_size": (math.isqrt(table[0]) + 1) // 2,
         }
-    for name, mark in (("effnet", "first_coonv.0.weight"), ("resnet", "layer1.0.conv1.weight"), ("vgg", "features.0.weight")):
+    for name, mark in (
+        ("effnet", "first_coonv.0.weight"),
+        ("resnet", "layer1.0.conv1.weight"),
+        ("vgg", "features.0.weight"),
+    ):
         if ENCODER + mark in tensors:
             return name, None
     raise ValueError("this is no RadioDiff U-Net: its condition encoder (init_conv_mask.*) is none of the four known.")

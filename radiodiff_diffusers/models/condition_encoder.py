@@ -20,8 +20,8 @@ class ConditionFeatures(list):
 
     What [`RadioDiffUNet2DModel.encode_condition`] returns also carries, in `prepared`, everything the U-Net derives
     from the condition alone, so that it is computed once a map and not once a step. It belongs to the weights the
-    features were made with: encode again after changing them. `planes` is the condition itself, for models whose output
-    sees it at full resolution. A plain list of tensors may be used in place of this class by models that do not.
+    features were made with: encode again after changing them. `planes` is the condition itself, for models whose
+    output sees it at full resolution. A plain list of tensors may be used in place of this class by models that do not.
     """
 
     def __init__(self, features=(), prepared=None, planes=None):
@@ -39,7 +39,9 @@ class ConditionFeatures(list):
         )
 
     def _map(self, function) -> "ConditionFeatures":
-        features, prepared, planes = (_map_tensors(function, part) for part in (list(self), self.prepared, self.planes))
+        features, prepared, planes = (
+            _map_tensors(function, part) for part in (list(self), self.prepared, self.planes)
+        )
         return ConditionFeatures(features, prepared, planes)
 
 
@@ -279,7 +281,8 @@ class ConvConditionEncoder(nn.Module):
 
 
 def _groups(channels: int) -> int:
-    return max(group for group in range(1, 9) if channels % group == 0)
+    # at least two channels a group: a map of one pixel has something to be normalised then
+    return max(group for group in range(1, 9) if channels % group == 0 and 2 * group <= channels)
 
 
 CONDITION_ENCODERS = {

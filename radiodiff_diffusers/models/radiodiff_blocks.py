@@ -30,6 +30,9 @@ class StandardizedConv2d(nn.Conv2d):
     it by a load, a cast, an optimizer, an EMA swap or a fused LoRA, makes them stale, and the next call notices: it
     compares the tensor's identity, its version and a sample of its values (the last because `weight.data` can be
     written without leaving a trace in the version).
+
+    A LoRA adapter adds to the output of the standardised kernels; fused into the weight it would be standardised with
+    it, which is another function. `RadioDiffUNet2DModel.lora_target_modules` leaves these layers out.
     """
 
     _PROBES = 64

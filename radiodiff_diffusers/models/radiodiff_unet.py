@@ -20,7 +20,6 @@ from .radiodiff_blocks import (
     TimeEmbedding,
 )
 
-
 DETAIL_FEATURES = 8  # feature planes that reach the full-resolution output layers
 
 
@@ -100,7 +99,9 @@ class UpBlock(nn.Module):
 class Decoder(nn.Module):
     """One of the two ways up: the Fourier filter, the up blocks, and the output convolution."""
 
-    def __init__(self, widths, out_channels, time_channels, attention, relations, filter_size, patch_size, detail=None):
+    def __init__(
+        self, widths, out_channels, time_channels, attention, relations, filter_size, patch_size, detail=None
+    ):
         super().__init__()
         deepest = widths[-1]
         self.filter_norm = nn.GroupNorm(min(deepest // 4, 8), deepest)
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
 
 
 class DetailHead(nn.Module):
-    """Output layers at full resolution, which see the condition's planes and the sample once more: edges stay sharp."""
+    """Output layers at full resolution; they see the condition's planes and the sample once more: edges stay sharp."""
 
     def __init__(self, features: int, width: int, planes: int, out_channels: int):
         super().__init__()
@@ -189,7 +190,14 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DownBlock", "MidBlock", "UpBlock", "SwinTransformerBlock"]
     _repeated_blocks = ["ResnetBlock", "ConditionAttention", "LinearAttention"]
-    _keep_in_fp32_modules = ["filter.weight", "frequencies"]
+    _keep_in_fp32_modules = ["filter", "frequencies"]
+    # Targets for `LoraConfig(target_modules=...)`, as expressions over full names. The standardised convolutions of
+    # the residual blocks are left out: an adapter on them works, but fusing it is not the same function.
+    lora_target_modules = {
+        "attention": r"(down_blocks|mid_block|.*up_blocks).*\.(to_qkv|to_q|to_k|to_v|to_out\.0)",
+        "convolutions": r".*\.(downsample|upsample|filter_conv|skip|ff_in|ff_out|(condition|feature)_in\.0)",
+        "condition_encoder": r"(condition_proj\.\d+|encoder\..*(qkv|proj|mlp\.[03]|levels\.\d+\.[03]))",
+    }
     _skip_layerwise_casting_patterns = ["norm", "filter", "frequencies", "conv_in", "conv_out"]
 
     @register_to_config
