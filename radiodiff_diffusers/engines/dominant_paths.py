@@ -10,11 +10,11 @@ import shapely
 from ..scene import RadioMap, Scene
 from .ground import Ground, build_ground, covered_area
 from .outlines import outlines
-from .visibility import locate
-from .wavefront import run_front
+from .wavefront import locate, run_front
 
 
 SPEED_OF_LIGHT = 299_792_458.0
+HALF_CAR = 2.0  # metres
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,30 @@ class City:
     """What `prepare` found out about a city, for all its transmitters."""
 
     shape: tuple[int, int]
+    open: _Streets  # as if there were no cars
+    parked: _Streets | None  # with cars as walls
+
+
+@dataclass(eq=False)
+class _Streets:
+    ground: Ground
     blocked: np.ndarray  # pixels that no way along the ground may use
-    streets: Ground  # between buildings and cars
-    plots: Ground  # between buildings alone
 
 
 def prepare(scene: Scene) -> City:
     """The part of `dominant_path`'s work that all transmitters of a city share: pass it on as `city=`."""
     polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings)
     buildings = covered_area(polygons)
-    plots = streets = build_ground(scene.shape, buildings)
-    blocked = scene.buildings
-    if scene.cars is not None and scene.car_height >= min(scene.transmitter_height, scene.receiver_height):
-        streets = build_ground(scene.shape, shapely.union(buildings, covered_area(outlines(scene.cars))))
-        blocked = blocked | scene.cars
-    return City(scene.shape, blocked | (streets.triangle_of_pixel < 0), streets, plots)
+    parked = None
+    if scene.cars is not None and scene.cars.any():
+        obstacles = shapely.union(buildings, covered_area(outlines(scene.cars)))
+        parked = _streets(scene.buildings | scene.cars, obstacles)
+    return City(scene.shape, _streets(scene.buildings, buildings), parked)
+
+
+def _streets(blocked: np.ndarray, walls: shapely.Geometry) -> _Streets:
+    ground = build_ground(blocked.shape, walls)
+    return _Streets(ground, blocked | (ground.triangle_of_pixel < 0))
 
 
 def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> RadioMap:
@@ -83,30 +92,43 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
 
 
 def path_loss(scene: Scene, city: City, laws: PathLaws) -> np.ndarray:
-    """dB beyond the free-space loss at 1 m on every pixel (infinite where no path leads)."""
-    x, y, home = _free_start(city, *scene.transmitter)
+    """dB beyond the free-space loss at 1 m on every pixel (infinite in buildings, and where no path leads)."""
+    loss = _loss_in(city.open, scene, laws)
+    above = scene.car_height - min(scene.transmitter_height, scene.receiver_height)
+    if city.parked is not None and above >= 0:
+        # Cars are walls that may be passed over once: a turn up and a turn down, as steep as half a car's length makes them.
+        steep = np.degrees(np.arctan2(above, HALF_CAR))
+        over = 2.0 * (laws.corner_loss + laws.corner_loss_per_degree * min(steep, laws.largest_turn))
+        loss = np.minimum(_loss_in(city.parked, scene, laws), loss + over)
+        loss[scene.cars & ~scene.buildings] = np.inf
+    return loss
+
+
+def _loss_in(streets: _Streets, scene: Scene, laws: PathLaws) -> np.ndarray:
+    x, y, home = _free_start(streets, *scene.transmitter)
     rise = scene.building_height - laws.roof_drop - scene.receiver_height
     climb = scene.transmitter_height - scene.receiver_height
-    obstacle = np.where(city.blocked & ((rise <= max(climb, 0.0)) | ~scene.buildings), 2, city.blocked).astype(np.int8)
+    passable = scene.buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
+    obstacle = np.where(streets.blocked, np.where(passable, 1, 2), 0).astype(np.int8)
+    ground = streets.ground
     loss = run_front(
-        x, y, home, obstacle, city.streets.triangle_of_pixel, *city.streets.mesh, scene.metres_per_pixel, climb, rise,
-        np.array(astuple(laws)),
-    )  # fmt: skip
+        x, y, home, obstacle, ground.triangle_of_pixel, *ground.mesh, scene.metres_per_pixel, climb, rise, np.array(astuple(laws))
+    )
     return _close_gaps(loss, scene.buildings)
 
 
-def _free_start(city: City, x: float, y: float) -> tuple[float, float, int]:
+def _free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, int]:
     """The transmitter and the triangle it stands in; the nearest free pixel where it was drawn inside a wall."""
     column, row = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
-    height, width = city.shape
+    height, width = streets.blocked.shape
     inside = 0 <= row < height and 0 <= column < width
-    if not inside or city.blocked[row, column] or locate(x, y, *city.streets.mesh[:2]) < 0:
-        free = np.argwhere(~city.blocked)
+    if not inside or streets.blocked[row, column] or locate(x, y, *streets.ground.mesh[:2]) < 0:
+        free = np.argwhere(~streets.blocked)
         if not len(free):
             raise ValueError("the scene has no free pixel: every one is building")
         row, column = free[np.argmin((free[:, 0] - y) ** 2 + (free[:, 1] - x) ** 2)]
         x, y = float(column), float(row)
-    return x, y, locate(x, y, *city.streets.mesh[:2])
+    return x, y, locate(x, y, *streets.ground.mesh[:2])
 
 
 def _close_gaps(loss: np.ndarray, buildings: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from .visibility import cross, label_pixels
+from .wavefront import cross, label_pixels
 
 
 # Pixels that walls are drawn back, so that pixel centres exactly on a wall, and rays that touch a corner, are free.
-TOUCH = 0.005
+TOUCH = 0.01
 # Beyond the raster; rays never leave it, so any positive margin does.
 MARGIN = 4.0
 
