@@ -72,21 +72,11 @@ setup(
         "radiodiff_diffusers.pipelines": "pipelines",
         "radiodiff_diffusers.schedulers": "schedulers",
     },
-    package_data={
-        "radiodiff_diffusers": [
-            "default_model/*",
-            "default_model/*/*",
-            "adapters/*",
-            "adapters/*/*",
-            "reports/templates/*",
-            "assets/*",
-        ]
-    },
+    package_data={"radiodiff_diffusers": ["default_model/*", "default_model/*/*"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["radiodiff=radiodiff_diffusers.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering",
     ],
