@@ -1,14 +1,13 @@
 """Physics engines: plain functions from a `Scene` to a `RadioMap`, each imported when first used.
 
-The modules carry other names than the functions on purpose: importing a submodule puts it into the package under its own
-name, so a module called like a function would hide the function, or not, depending on who imported what first.
+The modules carry other names than the functions on purpose: importing a submodule puts it into the package under its
+own name, so a module called like a function would hide the function, or not, depending on who imported what first.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
-
 
 _HOMES = {
     "dominant_path": "dominant_paths",

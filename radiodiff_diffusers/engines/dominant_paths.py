@@ -1,4 +1,4 @@
-"""The dominant path model: the strongest single way from the transmitter to every pixel, round corners or over the roofs."""
+"""The dominant path model: the strongest single way to every pixel, round corners or over roofs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ..scene import RadioMap, Scene
 from .ground import Ground, build_ground, covered_area
 from .outlines import outlines
 from .wavefront import locate, run_front
-
 
 SPEED_OF_LIGHT = 299_792_458.0
 HALF_CAR = 2.0  # metres
@@ -70,7 +69,7 @@ def _streets(blocked: np.ndarray, walls: shapely.Geometry) -> _Streets:
 
 
 def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> RadioMap:
-    """The gain of the strongest single path to every pixel; see `PathLaws` for the constants, all of which can be given here.
+    """The gain of the strongest single path to every pixel; the constants of `PathLaws` can be given by name.
 
     `city` is what `prepare(scene)` made, for many transmitters in one city. Buildings come out at the scale's floor.
     """
@@ -83,7 +82,9 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
     city = city or prepare(scene)
     if city.shape != scene.shape:
         (h, w), (height, width) = city.shape, scene.shape
-        raise ValueError(f"the city was prepared for {w} x {h} pixels, but the scene has {width} x {height}: prepare it anew")
+        raise ValueError(
+            f"the city was prepared for {w} x {h} pixels, but the scene has {width} x {height}: prepare it anew"
+        )
     loss = path_loss(scene, city, PathLaws(**laws))
     at_one_metre = 20.0 * np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT)
     floor = RadioMap.scale.floor_db
@@ -96,7 +97,8 @@ def path_loss(scene: Scene, city: City, laws: PathLaws) -> np.ndarray:
     loss = _loss_in(city.open, scene, laws)
     above = scene.car_height - min(scene.transmitter_height, scene.receiver_height)
     if city.parked is not None and above >= 0:
-        # Cars are walls that may be passed over once: a turn up and a turn down, as steep as half a car's length makes them.
+        # Cars are walls that may be passed over once: a turn up and a turn down, as steep as half a car's length makes
+        # them.
         steep = np.degrees(np.arctan2(above, HALF_CAR))
         over = 2.0 * (laws.corner_loss + laws.corner_loss_per_degree * min(steep, laws.largest_turn))
         loss = np.minimum(_loss_in(city.parked, scene, laws), loss + over)
@@ -112,7 +114,16 @@ def _loss_in(streets: _Streets, scene: Scene, laws: PathLaws) -> np.ndarray:
     obstacle = np.where(streets.blocked, np.where(passable, 1, 2), 0).astype(np.int8)
     ground = streets.ground
     loss = run_front(
-        x, y, home, obstacle, ground.triangle_of_pixel, *ground.mesh, scene.metres_per_pixel, climb, rise, np.array(astuple(laws))
+        x,
+        y,
+        home,
+        obstacle,
+        ground.triangle_of_pixel,
+        *ground.mesh,
+        scene.metres_per_pixel,
+        climb,
+        rise,
+        np.array(astuple(laws)),
     )
     return _close_gaps(loss, scene.buildings)
 
@@ -132,7 +143,7 @@ def _free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, in
 
 
 def _close_gaps(loss: np.ndarray, buildings: np.ndarray) -> np.ndarray:
-    """Free pixels whose centre lies inside an outline (drawn at another place of the pixel) take their best neighbour's loss."""
+    """Free pixels whose centre lies inside an outline, or that no way reached, take their best neighbour's loss."""
     for _ in range(3):
         gaps = np.isinf(loss) & ~buildings
         if not gaps.any():

@@ -10,7 +10,6 @@ import shapely
 
 from .wavefront import cross, label_pixels
 
-
 # Pixels that walls are drawn back, so that pixel centres exactly on a wall, and rays that touch a corner, are free.
 TOUCH = 0.01
 # Beyond the raster; rays never leave it, so any positive margin does.
@@ -19,7 +18,7 @@ MARGIN = 4.0
 
 @dataclass(eq=False)
 class Ground:
-    """Free ground as triangles: points, point indices (cross product positive), neighbours across edge (i, i + 1) or -1."""
+    """Free ground as triangles: points, corner indices (cross product positive), neighbours across edge (i, i + 1)."""
 
     points: np.ndarray
     triangles: np.ndarray

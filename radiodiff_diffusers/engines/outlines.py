@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import shapely
 
-
 TOLERANCE = 0.75  # pixels that a wall may be off; a staircase with steps of one pixel is a straight wall
 
 

@@ -1,15 +1,16 @@
-"""How the dominant path model searches: a front that runs out over the pixels, round corners and over roofs (numba kernels).
+"""How the dominant path model searches: a front that runs out over the pixels, round corners and over roofs.
 
-The front takes pixels least loss first. Every pixel keeps one way only: how it got there from its last turning point. A
-neighbour takes over that turning point where it sees it, and makes the pixel itself its turning point where it does not (the
-any-angle search of Nash et al., "Theta*", 2007, with the loss in place of the length). Keeping one way a pixel is part of the
-model, not a shortcut: a way that was beaten somewhere does not come back further on.
+The front takes pixels least loss first. Every pixel keeps one way only: how it got there from its last turning point.
+A neighbour takes over that turning point where it sees it, and makes the pixel itself its turning point where it does
+not (the any-angle search of Nash et al., "Theta*", 2007, with the loss in place of the length). Keeping one way a
+pixel is part of the model, not a shortcut: a way that was beaten somewhere does not come back further on.
 
-Building pixels stand for their roofs. A way climbs to the roof's near edge, turns, crosses it and turns down at the far edge; all
-roofs are equally high, so between two roofs nothing is in the way.
+Building pixels stand for their roofs. A way climbs to the roof's near edge, turns, crosses it and turns down at the
+far edge; all roofs are equally high, so between two roofs nothing is in the way.
 
-What sees what is exact: the free ground is cut into triangles whose edges are either walls (neighbour -1) or portals to the next
-triangle, and a straight line is walked through the portals. That costs what lies on the way, not what the city holds.
+What sees what is exact: the free ground is cut into triangles whose edges are either walls (neighbour -1) or portals
+to the next triangle, and a straight line is walked through the portals. That costs what lies on the way, not what the
+city holds.
 
 All kernels stand in this one file because numba's cache looks no further than a function's own file for changes.
 """
@@ -20,7 +21,6 @@ import heapq
 
 import numpy as np
 from numba import njit
-
 
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Pixels: a ray that touches a corner on its way is taken as blocked, one that begins or ends there is not.
@@ -37,7 +37,7 @@ def cross(ax, ay, bx, by):
 
 @njit(**OPTIONS)
 def locate(x, y, points, triangles):
-    """The triangle that holds (x, y), or -1. A point on a shared edge goes to the triangle that holds it most safely."""
+    """The triangle that holds (x, y), or -1. On a shared edge it is the one that holds the point most safely."""
     best, best_margin = -1, -1e-9
     for t in range(triangles.shape[0]):
         margin = np.inf
@@ -133,8 +133,8 @@ def turn_loss(ax, ay, az, bx, by, bz, laws):
 def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws):
     """Loss in dB beyond 1 m on every free pixel, infinite on obstacles and where no way leads.
 
-    `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the receivers,
-    `climb` how high the transmitter is above them.
+    `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the
+    receivers, `climb` how high the transmitter is above them.
     """
     height, width = obstacle.shape
     n = height * width
@@ -142,7 +142,8 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
     loss = np.full(n, np.inf)
     turning_point = np.full(n, TRANSMITTER, np.int64)
     settled = np.zeros(n, np.bool_)
-    # Of the way to a settled pixel, should it become a turning point: length, dB of the turns before it, direction of arrival.
+    # Of the way to a settled pixel, should it become a turning point: length, dB of the turns before it, direction of
+    # arrival.
     length, turned = np.zeros(n), np.zeros(n)
     arrive_x, arrive_y, arrive_z = np.zeros(n), np.zeros(n), np.zeros(n)
 
@@ -190,7 +191,10 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
                 s, sx, sy, sz, length_s, turned_s = t, tx, ty, tz, length_t, turned_t
                 if to_roof and t_on_roof:
                     # From roof to roof nothing is in the way, so an earlier turning point on a roof is seen as well.
-                    while turning_point[s] != TRANSMITTER and obstacle[turning_point[s] // width, turning_point[s] % width] != 0:
+                    while (
+                        turning_point[s] != TRANSMITTER
+                        and obstacle[turning_point[s] // width, turning_point[s] % width] != 0
+                    ):
                         s = turning_point[s]
                     sx, sy, length_s, turned_s = float(s % width), float(s // width), length[s], turned[s]
                 dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
@@ -209,7 +213,9 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
                     end, wx, wy = walk(sx, sy, start, float(c2), float(r2), points, triangles, neighbours)
                     seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE
                 else:
-                    end, wx, wy = walk(float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours)
+                    end, wx, wy = walk(
+                        float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours
+                    )
                     seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE)
                 if not seen:
                     if arrive_x[p] == 0.0 and arrive_y[p] == 0.0:
