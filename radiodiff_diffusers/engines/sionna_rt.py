@@ -39,7 +39,7 @@ def ray_tracing(
     max_depth: int = 5,
     diffraction: bool = True,
     ground: bool = True,
-    samples: int = 2_000_000,
+    samples: int = 4_000_000,
     smooth: int = 1,
     seed: int = 0,
     walls: str = "concrete",
@@ -53,7 +53,7 @@ def ray_tracing(
         max_depth (`int`, defaults to 5): interactions with walls a path may have.
         diffraction (`bool`, defaults to `True`): paths may also turn once at an edge.
         ground (`bool`, defaults to `True`): adds the paths' reflections at the ground.
-        samples (`int`, defaults to 2,000,000): rays a transmitter; more take longer and are less noisy.
+        samples (`int`, defaults to 4,000,000): rays a transmitter; more take longer and are less noisy.
         smooth (`int`, defaults to 1): what is not direct is averaged over the pixels that many steps around.
         seed (`int`, defaults to 0): decides the random part of the rays. The work is done by one thread: with several,
             Dr.Jit adds powers in an order that changes from run to run.
