@@ -173,6 +173,8 @@ def test_silence_and_end(tmp_path):
     assert [f.kind for f in diagnosis.diagnose(run, NOW + 7200) if "No news for 2.0 hours" in f.text] == ["warn"]
     run = read_run(write_run(tmp_path / "b", records(400), [{"event": "end", "step": 4000, "status": "failed"}]))
     assert kinds(run, "status `failed`") == ["bad"]
+    run = read_run(write_run(tmp_path / "d", records(400), [{"event": "end", "step": 4000, "status": "stopped"}]))
+    assert kinds(run, "was stopped at step 4,000") == ["warn"]
     run = read_run(write_run(tmp_path / "c", records(400), [{"event": "end", "step": 4000, "status": "finished"}]))
     assert kinds(run, "The run ended") == ["info"] and not kinds(run, "No news")
 

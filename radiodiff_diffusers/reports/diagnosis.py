@@ -384,6 +384,9 @@ def silence(run: RunLog, now: float | None = None) -> list[Finding]:
     if run.status is not None:
         if run.status in {"finished", "completed", "done", "ok", "ended"}:
             return [Finding("info", f"The run ended: {run.status}.")]
+        if run.status == "stopped":
+            text = f"The run was stopped at step {run.last_step:,}, before its end."
+            return [Finding("warn", text, "Go on with `--resume latest`.")]
         return [Finding("bad", f"The run ended with status `{run.status}`.", "See the last lines of its output.")]
     quiet, usual = far.get("silent_seconds"), far.get("usual_seconds")
     if quiet is not None and usual is not None and quiet > max(20 * float(usual), 600):
