@@ -211,7 +211,7 @@ def _as_mask(value: np.ndarray, name: str) -> np.ndarray:
 def spread_calibration(
     mean_db: np.ndarray, std_db: np.ndarray, target_db: np.ndarray, mask: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Whether the spread of several samples tells how wrong their mean is. Planes in dB; `mask` says which pixels count.
+    """Whether the spread of several samples tells how wrong their mean is. Planes in dB; `mask`: which pixels count.
 
     `within_2_std` is the share of pixels whose truth lies within two standard deviations (0.954 for a Gaussian that
     is right), `within_1_std` likewise (0.683). `spearman` is the rank correlation of spread and absolute error (1: the
