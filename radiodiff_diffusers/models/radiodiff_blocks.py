@@ -77,8 +77,11 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        x = hidden_states.permute(0, 2, 3, 1)
-        return F.layer_norm(x, x.shape[-1:], self.weight, eps=1e-5).permute(0, 3, 1, 2)
+        x = hidden_states.float()
+        mean = x.mean(dim=1, keepdim=True)
+        variance = x.var(dim=1, correction=0, keepdim=True)
+        x = (x - mean) * (variance + 1e-5).rsqrt() * self.weight.float()[None, :, None, None]
+        return x.to(hidden_states.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -240,7 +243,7 @@ class ConditionAttention(nn.Module):
         return F.avg_pool2d(F.pad(x, (0, -width % window, 0, -height % window)), window)
 
     def _tokens(self, pooled: torch.Tensor) -> torch.Tensor:
-        tokens = pooled.permute(0, 2, 3, 1)
+        tokens = pooled.permute(0, 2, 3, 1).contiguous()
         return (tokens + sine_positions(*tokens.shape[1:], tokens.device).to(tokens.dtype)).flatten(1, 2)
 
     def _heads(self, tokens: torch.Tensor) -> torch.Tensor:
