@@ -62,7 +62,8 @@ def main() -> None:
     for variant in variants:
         step, cpu = statistics.median(times[variant]), statistics.median(cpu_times[variant])
         peak, share = memory[variant], memory[variant] / memory[variants[0]]
-        print(f"{variant:<26}{step:>8.2f}{base / step:>8.2f}{cpu:>9.2f}{cpu_base / cpu:>8.2f}{peak:>9.2f}{share:>7.2f}")
+        print(f"{variant:<26}{step:>8.2f}{base / step:>8.2f}{cpu:>9.2f}{cpu_base / cpu:>8.2f}", end="")
+        print(f"{peak:>9.2f}{share:>7.2f}")
 
 
 def measure(variant: str, args) -> dict:

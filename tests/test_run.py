@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_recipe
 from accelerate.state import AcceleratorState
 from torch import nn
 from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
@@ -24,7 +26,9 @@ from radiodiff_diffusers.training.data import Samples, generators, noise_like, t
 from radiodiff_diffusers.training.ema import ModelEMA
 from radiodiff_diffusers.training.preflight import check_train_config
 
-TOY = Path(__file__).with_name("toy_recipe.py")
+# real processes that can be killed, forked from one that has imported all that takes long
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["radiodiff_diffusers.training.run"])
 
 
 @pytest.fixture(autouse=True)
@@ -112,66 +116,61 @@ def test_resume_is_bit_for_bit(tmp_path, unbroken, crash):
 
 def test_a_killed_process_resumes_bit_for_bit(tmp_path, unbroken):
     """The real thing: kill -9 at a moment nobody chose, another process goes on."""
-    process = start_toy(tmp_path / "killed", TOY_SECONDS="0.05")
+    process = start_toy(tmp_path / "killed", seconds=0.05)
     wait_until(lambda: (tmp_path / "killed/metrics.jsonl").exists() and len(events(tmp_path / "killed")) > 6, process)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert run_toy(tmp_path / "killed", "--resume", "latest") == 0
     assert curve(tmp_path / "killed") == unbroken[0]
 
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path):
-    """Twenty times kill -9 at random moments, writing checkpoints included, in one run."""
-    steps = ["--max_steps", "200", "--checkpoint_steps", "3"]
+    """Twenty times kill -9 at random moments of one run, while it trains and while it writes checkpoints."""
+    steps = ["--max_steps", "400", "--checkpoint_steps", "2"]
     assert run_toy(tmp_path / "whole", *steps) == 0
-    rng, kills, reached = random.Random(0), 0, []
-    while kills < 20:
-        process = start_toy(tmp_path / "killed", *steps, "--resume", "latest", TOY_SECONDS="0.02")
-        wait_until(lambda: (tmp_path / "killed/checkpoints").exists(), process)
-        folder, before = tmp_path / "killed", len(curve_or_empty(tmp_path / "killed"))
-        # once it moves, at any moment of the next steps and saves
-        wait_until(lambda f=folder, n=before: len(curve_or_empty(f)) > min(n, 190) - 3, process)
-        time.sleep(rng.uniform(0.0, 0.35))
-        if process.poll() is not None:
-            break
+    rng, folder, reached = random.Random(0), tmp_path / "killed", []
+    while len(reached) < 20:
+        process = start_toy(folder, *steps, "--resume", "latest", seconds=0.02)
+        before = resumed_at(folder)
+        wait_until(lambda p=process, n=before: resumed_at(folder) > n, process)
+        time.sleep(rng.uniform(0.0, 0.5))
+        assert process.is_alive()
         process.kill()
-        process.wait()
-        kills += 1
-        reached.append(max(curve_or_empty(folder), default=0))
+        process.join()
         latest = checkpoints.choose_checkpoint(folder / "checkpoints", "latest")
-        assert latest is None or checkpoints.find_problem(latest) is None
-    assert kills >= 15 and reached == sorted(reached)
-    assert run_toy(tmp_path / "killed", *steps, "--resume", "latest") == 0
-    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+        assert latest is not None and checkpoints.find_problem(latest) is None
+        reached.append(int(latest.name[5:]))
+    assert reached == sorted(reached) and reached[-1] > 20
+    assert run_toy(folder, *steps, "--resume", "latest") == 0
+    assert curve(folder) == curve(tmp_path / "whole")
 
 
-def curve_or_empty(folder):
+def resumed_at(folder):
+    """How often the run has begun."""
     try:
-        return curve(folder)
+        return len(events(folder, "start")) + len(events(folder, "resume"))
     except (OSError, ValueError):
-        return {}
+        return 0
 
 
-def start_toy(folder, *arguments, **environment):
-    path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(TOY.parent.parent)]).strip(
-        os.pathsep
-    )
-    return subprocess.Popen(
-        [sys.executable, str(TOY), "--output_dir", str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def start_toy(folder, *arguments, seconds=0.0):
+    process = PROCESSES.Process(target=toy_recipe.main, args=(["--output_dir", str(folder), *arguments], seconds))
+    process.start()
+    return process
 
 
-def run_toy(folder, *arguments, **environment):
-    return start_toy(folder, *arguments, **environment).wait(timeout=300)
+def run_toy(folder, *arguments):
+    process = start_toy(folder, *arguments)
+    process.join(timeout=300)
+    return process.exitcode
 
 
-def wait_until(condition, process, seconds=200):
+def wait_until(condition, process, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
+        assert process.is_alive(), f"ended with {process.exitcode}"
         assert time.monotonic() < end, "took too long"
         time.sleep(0.01)
 

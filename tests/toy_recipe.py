@@ -3,6 +3,7 @@ script."""
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,20 +78,14 @@ def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None):
     return run, wrap_step(training_step) if wrap_step else training_step
 
 
-def main(argv):
-    config = parse_config(ToyConfig, argv)
+def main(argv, seconds=0.0):
+    """Train as a script would and leave with the run's exit code; `seconds` slows each step, for a test to hit it."""
     torch.set_num_threads(1)
-    run, step = make_run(config)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    run, step = make_run(parse_config(ToyConfig, argv))
 
-    def slow_step(batch):  # so that a test can hit it at a chosen moment
-        if os.environ.get("TOY_SECONDS"):
-            import time
-
-            time.sleep(float(os.environ["TOY_SECONDS"]))
+    def slow_step(batch):
+        time.sleep(seconds)
         return step(batch)
 
-    return run.train(slow_step)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run.train(slow_step))
