@@ -100,12 +100,7 @@ class MicroDopplerFolder:
 
     def split(self, fraction: float = 0.8, seed: int = 0) -> tuple[MicroDopplerFolder, MicroDopplerFolder]:
         """Two parts with the same share of every user's images, drawn by the seed."""
-        rng, first, second = np.random.default_rng(seed), [], []
-        for label in self.users:
-            indices = rng.permutation(np.flatnonzero(self.labels == label))
-            cut = round(fraction * len(indices))
-            first += sorted(indices[:cut].tolist())
-            second += sorted(indices[cut:].tolist())
+        first, second = split_indices(self.labels, fraction, seed)
         return self.subset(first), self.subset(second)
 
     def __len__(self) -> int:
@@ -120,6 +115,17 @@ class MicroDopplerFolder:
             image = shift_time(image, int(rng.integers(-limit, limit + 1)))
         user = self.users[label]
         return {"image": image, "label": label, "user": user, "condition": condition, "path": str(path)}
+
+
+def split_indices(labels: np.ndarray, fraction: float = 0.8, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Indices of two parts with the same share of every class, drawn by the seed: the same for images and latents."""
+    rng, first, second = np.random.default_rng(seed), [], []
+    for label in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(fraction * len(indices))
+        first += sorted(indices[:cut].tolist())
+        second += sorted(indices[cut:].tolist())
+    return first, second
 
 
 def find_users(root: str | Path) -> dict[int, str]:

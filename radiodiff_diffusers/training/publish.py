@@ -51,20 +51,12 @@ def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, vali
         lines.append(f"- conditioned on: {', '.join(data.condition_channels)}")
     lines += [f"- predicts: {', '.join(data.image_channels)}", "", "## Results", ""]
     if validation:
-        lines += [
-            f"On {validation['scenes']} scenes of split `{data.validation_split}` at step {validation['step']:,}, per "
-            f"map and then averaged, protocol `{validation['protocol']}`:",
-            "",
-            "| NMSE | RMSE | SSIM | PSNR (dB) |",
-            "|---|---|---|---|",
-            "| {nmse:.5f} | {rmse:.4f} | {ssim:.4f} | {psnr:.2f} |".format(**validation),
-            "",
-        ]
+        lines += _results(data, validation)
         if validation.get("images"):
             lines += [
                 "![Truth, prediction, error](images/validation.png)",
                 "",
-                "Each row: truth, prediction, error.",
+                validation.get("picture_shows", "Each row: truth, prediction, error."),
                 "",
             ]
     else:
@@ -73,6 +65,28 @@ def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, vali
     lines += ["## Configuration", "", "```yaml", configuration, "```", ""]
     lines += ["## Licence", "", f"{config.hub.license}. The training data may have terms of their own.", ""]
     return "\n".join(lines)
+
+
+def _results(data: Any, validation: dict[str, Any]) -> list[str]:
+    if "nmse" in validation:
+        return [
+            f"On {validation['scenes']} scenes of split `{data.validation_split}` at step {validation['step']:,}, per "
+            f"map and then averaged, protocol `{validation['protocol']}`:",
+            "",
+            "| NMSE | RMSE | SSIM | PSNR (dB) |",
+            "|---|---|---|---|",
+            "| {nmse:.5f} | {rmse:.4f} | {ssim:.4f} | {psnr:.2f} |".format(**validation),
+            "",
+        ]
+    scores = {k: v for k, v in validation.items() if isinstance(v, float) and k != "time"}
+    return [
+        f"On {validation['images_seen']} images that were not trained on, at step {validation['step']:,}:",
+        "",
+        f"| {' | '.join(scores)} |",
+        "|" + "---|" * len(scores),
+        f"| {' | '.join(f'{v:.4g}' for v in scores.values())} |",
+        "",
+    ]
 
 
 def push_folder(folder: Path, config: Any) -> str:

@@ -82,6 +82,7 @@ class Run:
         samples: what to train on.
         averaged: names of the models that have a moving average.
         about: further facts for the log's first line, such as `disc_start`.
+        best_by: the validation's number that is smallest at the best checkpoint.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class Run:
         samples: Samples,
         averaged: tuple[str, ...] = (),
         about: dict[str, Any] | None = None,
+        best_by: str = "nmse",
     ):
         self.recipe, self.config, self.accelerator, self.about = recipe, config, accelerator, about or {}
+        self.best_by = best_by
         self.folder = Path(config.train.output_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.models = {name: model.to(accelerator.device) for name, model in models.items()}
@@ -331,10 +334,10 @@ class Run:
         """Validate the averages; whether this is the best so far."""
         with self.evaluating():
             self._validated = validate(self.step)
-        score = self._validated.get("nmse")
-        is_best = score is not None and math.isfinite(score) and score < self.best.get("nmse", math.inf)
+        score = self._validated.get(self.best_by)
+        is_best = score is not None and math.isfinite(score) and score < self.best.get(self.best_by, math.inf)
         if is_best:
-            self.best = {"step": self.step, "nmse": score}
+            self.best = {"step": self.step, self.best_by: score}
         self.log.write("validation", self.step, **self._validated)
         self.log.track({f"validation/{k}": v for k, v in self._validated.items()}, self.step)
         self.log.restart_clock(self.samples_seen)
