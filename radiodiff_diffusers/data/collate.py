@@ -23,8 +23,6 @@ def collate(
     """
     import torch
 
-    from ..channels import condition_planes
-
     shapes = {scene.shape for scene, _ in batch}
     if len(shapes) > 1:
         sizes = ", ".join(f"{w} x {h}" for h, w in sorted(shapes))
@@ -35,7 +33,8 @@ def collate(
     condition = torch.empty(len(batch), len(condition_channels), height, width)
     target = torch.empty(len(batch), 1, height, width)
     for k, (scene, radio_map) in enumerate(batch):
-        condition[k] = torch.from_numpy(condition_planes(scene, condition_channels))
+        for channel, name in enumerate(condition_channels):
+            condition[k, channel] = torch.from_numpy(scene.plane(name))
         target[k, 0] = torch.from_numpy(radio_map.scale.to_unit(radio_map.gain_db))
     return {
         "condition": condition,

@@ -94,7 +94,7 @@ def _undo_filters(rows: np.ndarray) -> np.ndarray:
     above = np.zeros(width, np.uint8)
     for y in range(height):
         kind, row, done = rows[y, 0], rows[y, 1:], out[y]
-        left = corner = 0
+        left = 0
         if kind == 0:
             done[:] = row
         elif kind == 1:
@@ -109,16 +109,16 @@ def _undo_filters(rows: np.ndarray) -> np.ndarray:
                 left = (row[x] + ((left + above[x]) >> 1)) & 255
                 done[x] = left
         else:  # Paeth: whichever neighbour is nearest to left + up - corner
+            left32, corner32 = np.int32(0), np.int32(0)
             for x in range(width):
-                up = np.int64(above[x])
-                to_left, to_up, to_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
-                guess = corner
-                if to_left <= to_up and to_left <= to_corner:
-                    guess = left
-                elif to_up <= to_corner:
-                    guess = up
-                left = (row[x] + guess) & 255
-                done[x] = left
-                corner = up
+                up = np.int32(above[x])
+                to_left, to_up, to_corner = abs(up - corner32), abs(left32 - corner32), abs(left32 + up - 2 * corner32)
+                if to_left <= to_up:
+                    guess = left32 if to_left <= to_corner else corner32
+                else:
+                    guess = up if to_up <= to_corner else corner32
+                left32 = np.int32((np.int32(row[x]) + guess) & np.int32(255))
+                done[x] = left32
+                corner32 = up
         above = done
     return out

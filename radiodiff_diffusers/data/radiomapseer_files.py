@@ -62,13 +62,13 @@ class RadioMapSeerFolder:
 
     def mask(self, folder: str, map_id: int) -> np.ndarray:
         """A boolean mask under png/; do not write into it, it is shared."""
-        path = f"png/{folder}/{map_id}.png"
-        return self._remember(("mask", folder, map_id), lambda: self._read(path, read_gray) > 127)
+        name = f"png/{folder}/{map_id}.png"
+        return self._remember(("mask", folder, map_id), lambda: self._read(name, read_gray) > 127)
 
     def measured_places(self, map_id: int) -> np.ndarray:
         """The original's measurement masks, png/half_mask/mask_M.png."""
-        path = f"png/half_mask/mask_{map_id}.png"
-        return self._remember(("half_mask", map_id), lambda: self._read(path, read_gray) > 0)
+        name = f"png/half_mask/mask_{map_id}.png"
+        return self._remember(("half_mask", map_id), lambda: self._read(name, read_gray) > 0)
 
     def k2(self, simulation: str, map_id: int, tx_id: int) -> np.ndarray:
         """(H, W) float32 0..1 of gain/`simulation`_k2_neg_norm (for cars also under the name that RadioDiff-k² looks
@@ -111,7 +111,7 @@ class RadioMapSeerFolder:
         """(column, row) of a transmitter, from antenna/M.json or else from the bright pixel of
         png/antennas/M_T.png.
         """
-        if (self.root / "antenna").is_dir():
+        if self._remember(("antenna",), (self.root / "antenna").is_dir):
             name = f"antenna/{map_id}.json"
             places = self._remember(("antenna", map_id), lambda: self._read(name, _load_transmitters))
             if not 0 <= tx_id < len(places):
@@ -163,14 +163,19 @@ class RadioMapSeerFolder:
 
         return self._remember(("cars", map_id, shape), draw)
 
-    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+    def _read(self, name: str, reader: Callable[[str], Any]) -> Any:
         """One file; where it is missing, an error that says whether its whole folder is."""
-        path = self.root / name
-        if not path.is_file():
-            if Path(name).parent != Path("."):
-                self.require(Path(name).parent.as_posix())
-            raise ValueError(f"{path}: no such file; `radiodiff data check {self.root}` lists all that is missing")
-        return reader(path)
+        path = f"{self.root}/{name}"  # plain text: this is done for every sample, and path objects are slow
+        try:
+            return reader(path)
+        except (ValueError, OSError):
+            if Path(path).is_file():
+                raise
+            if "/" in name:
+                self.require(name.rpartition("/")[0])
+            raise ValueError(
+                f"{path}: no such file; `radiodiff data check {self.root}` lists all that is missing"
+            ) from None
 
     def _remember(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key in self._memory:
@@ -203,14 +208,14 @@ def numbered_files(folder: Path, suffix: str) -> list[int]:
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def _load_json(path: Path) -> Any:
+def _load_json(path: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _load_transmitters(path: Path) -> list[tuple[int, int]]:
+def _load_transmitters(path: str) -> list[tuple[int, int]]:
     places = _load_json(path)
     try:
         return [(int(x), int(y)) for x, y in places]
