@@ -57,7 +57,7 @@ def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None])
         _fsync(root)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not _is_about_the_disk(error):
+        if not is_about_the_disk(error):
             raise
         raise CheckpointNotWritten(_explain(error, root, step)) from error
     return target
@@ -165,7 +165,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_about_the_disk(error: Exception) -> bool:
+def is_about_the_disk(error: Exception) -> bool:
+    """Whether writing failed, rather than the program."""
     # torch and safetensors wrap the operating system's error in classes of their own
     text = str(error).lower()
     return isinstance(error, OSError) or any(

@@ -54,6 +54,12 @@ def make_samples(config: DataConfig, accelerator, seed: int) -> tuple[Samples, S
             if accelerator.is_main_process:
                 simulate(config.source, **config.simulate)
     training = Samples(open_split(config), config, seed)
+    if not config.streaming and len(training):
+        # one bad file is for the guard; if none can be used, it is the configuration that is wrong
+        first = [training[(i, i)] for i in range(min(3, len(training)))]
+        if all("error" in sample for sample in first):
+            name, error = first[0]["name"], first[0]["error"]
+            raise ValueError(f"none of the first training samples can be used; {name}: {error}")
     return training, Samples(open_split(config, training=False), config, seed, training=False)
 
 

@@ -582,7 +582,9 @@ class Run:
             if self.accelerator.is_main_process:
                 try:
                     export(self.folder / "model")
-                except OSError as error:
+                except Exception as error:
+                    if not checkpoints.is_about_the_disk(error):
+                        raise
                     self.log.message(f"WARNING: the model could not be written to {self.folder}: {error}")
                     code = guard.EXIT_NOT_SAVED
         self.accelerator.wait_for_everyone()
