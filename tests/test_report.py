@@ -75,8 +75,8 @@ def test_the_originals_vae_log(tmp_path):
     )
     run = read_run(tmp_path)
     assert run.total_steps == 150000 and sorted(run.train) == [0, 100] and run.gan_start == 100
-    assert run.train[0]["loss"] == 5.5 and run.train[0]["loss/logits_real"] == -0.25 and run.train[0]["lr"] == 1e-5
-    assert math.isnan(run.train[100]["loss"]) and run.train[100]["loss/rec_loss"] == 1.5e-5
+    assert run.train[0]["loss"] == 5.5 and run.train[0]["loss/real"] == -0.25 and run.train[0]["lr"] == 1e-5
+    assert math.isnan(run.train[100]["loss"]) and run.train[100]["loss/reconstruction"] == 1.5e-5
     assert run.train[100]["steps_per_second"] == pytest.approx(5.0)
     assert len(run.damaged) == 1 and "cut short" in run.damaged[0]
 
@@ -146,15 +146,20 @@ def test_a_healthy_run_is_called_healthy(tmp_path):
             "GAN collapsed: the discriminator always wins",
             "bad",
             None,
-            {"loss__disc_loss": lambda i: 1.0 if i < 200 else 0.001},
+            {"loss__discriminator": lambda i: 1.0 if i < 200 else 0.001},
         ),
         (
             "GAN collapsed: the discriminator cannot tell",
             "bad",
             None,
-            {"loss__disc_loss": lambda i: 1.0, "loss__logits_real": lambda i: 0.1, "loss__logits_fake": lambda i: 0.1},
+            {"loss__discriminator": lambda i: 1.0, "loss__real": lambda i: 0.1, "loss__fake": lambda i: 0.1},
         ),
-        ("adaptive weight", "warn", None, {"loss__d_weight": lambda i: 5000.0, "loss__disc_loss": lambda i: 1.0}),
+        (
+            "adaptive weight",
+            "warn",
+            None,
+            {"loss__adversarial_weight": lambda i: 5000.0, "loss__discriminator": lambda i: 1.0},
+        ),
         ("slowed", "warn", None, {"samples_per_second": lambda i: 40.0 if i < 390 else 9.0}),
         ("Memory grew", "warn", None, {"memory_gb": lambda i: 2.0 + i * 0.01}),
     ],
@@ -218,7 +223,7 @@ def run_folder(tmp_path):
         "detail": "loss <b>above</b> 10 times",
         "files": ["x.png"],
     }
-    parts = {"loss__kl_loss": lambda i: 1000.0 + i, "loss__disc_loss": lambda i: float(i > 200)}
+    parts = {"loss__kl": lambda i: 1000.0 + i, "loss__discriminator": lambda i: float(i > 200)}
     return write_run(folder, records(400, **parts), rows, [guard], recipe="vae_gan", disc_start=2000)
 
 

@@ -27,6 +27,15 @@ class Finding:
     advice: str = ""
 
 
+def comparable_losses(run: RunLog) -> tuple[np.ndarray, np.ndarray]:
+    """The loss where it is made of the same parts: since the GAN began, once there is enough of that to look at."""
+    steps, losses = run.column("loss")
+    start = run.gan_start
+    if start is not None and (steps >= start).sum() >= 12:
+        return steps[steps >= start], losses[steps >= start]
+    return steps, losses
+
+
 def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     """Running mean over `share` of the record (at least 5 values), ends included; NaN is left out."""
     if not len(values):
@@ -45,7 +54,7 @@ def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
 def best_values(run: RunLog) -> list[dict[str, float | int | str]]:
     """For the loss and every validation metric: its best value and when, and its latest."""
     rows = []
-    steps, losses = run.column("loss")
+    steps, losses = comparable_losses(run)
     if np.isfinite(losses).any():
         curve = smooth(losses)
         at = int(np.nanargmin(curve))
@@ -96,7 +105,7 @@ def progress(run: RunLog, now: float | None = None) -> dict[str, float | int | s
 
 def trend(run: RunLog) -> tuple[float, int] | None:
     """Relative change of the smoothed loss over the last quarter of its records, and the steps that quarter spans."""
-    steps, losses = run.column("loss")
+    steps, losses = comparable_losses(run)
     if len(steps) < 12:
         return None
     quarter = max(len(steps) // 4, 6)
@@ -144,12 +153,9 @@ def not_finite(run: RunLog) -> list[Finding]:
 
 
 def diverging(run: RunLog) -> list[Finding]:
-    steps, losses = run.column("loss")
+    steps, losses = comparable_losses(run)
     if len(steps) < 20:
         return []
-    # The discriminator's start changes what the loss is made of: only what lies on this side of it is compared.
-    if run.gan_start is not None and (steps >= run.gan_start).sum() >= 20:
-        steps, losses = steps[steps >= run.gan_start], losses[steps >= run.gan_start]
     curve = smooth(losses, 0.05)
     if not np.isfinite(curve).any():
         return []
@@ -212,18 +218,18 @@ def gan(run: RunLog) -> list[Finding]:
         ]
     findings = []
     tail = {}
-    for name in ("disc_loss", "logits_real", "logits_fake", "d_weight"):
+    for name in ("discriminator", "real", "fake", "adversarial_weight"):
         steps, values = run.column(f"loss/{name}")
         recent = values[steps >= start][-max(len(values) // 10, 10) :]
         if np.isfinite(recent).sum() >= 5:
             tail[name] = float(np.nanmean(recent))
-    margin = tail["logits_real"] - tail["logits_fake"] if {"logits_real", "logits_fake"} <= tail.keys() else None
-    if "disc_loss" in tail and tail["disc_loss"] < 0.02:
+    margin = tail["real"] - tail["fake"] if {"real", "fake"} <= tail.keys() else None
+    if "discriminator" in tail and tail["discriminator"] < 0.02:
         findings.append(
             Finding(
                 "bad",
-                f"GAN collapsed: the discriminator always wins (its loss is {tail['disc_loss']:.3g}), so the decoder "
-                "learns nothing from it.",
+                f"GAN collapsed: the discriminator always wins (its loss is {tail['discriminator']:.3g}), so the "
+                "decoder learns nothing from it.",
                 "Lower the discriminator's learning rate or its weight, or start it later.",
             )
         )
@@ -237,11 +243,11 @@ def gan(run: RunLog) -> list[Finding]:
                 "counts the steps you mean.",
             )
         )
-    if tail.get("d_weight", 0) >= 4000:
+    if tail.get("adversarial_weight", 0) >= 4000:
         findings.append(
             Finding(
                 "warn",
-                f"The adaptive weight of the GAN is {tail['d_weight']:.3g}, near its ceiling: the "
+                f"The adaptive weight of the GAN is {tail['adversarial_weight']:.3g}, near its ceiling: the "
                 "reconstruction's gradient "
                 "at the last layer has all but vanished beside the discriminator's.",
                 "Lower disc_weight, or check that the reconstruction loss still moves.",

@@ -194,13 +194,27 @@ def _read_text_line(run: RunLog, line: str, previous: _Previous) -> str | None:
     return None
 
 
+# The originals' names for what this library logs.
+ORIGINAL_NAMES = {
+    "total_loss": "loss",
+    "Train Loss": "loss",
+    "lr": "lr",
+    "Train Steps/Sec": "steps_per_second",
+    "rec_loss": "loss/reconstruction",
+    "nll_loss": "loss/nll",
+    "kl_loss": "loss/kl",
+    "g_loss": "loss/adversarial",
+    "d_weight": "loss/adversarial_weight",
+    "disc_loss": "loss/discriminator",
+    "logits_real": "loss/real",
+    "logits_fake": "loss/fake",
+}
+
+
 def _column_name(name: str) -> str:
     """The originals' names in this library's words."""
     name = name.strip().removeprefix("train/")
-    known = {
-        "total_loss": "loss", "Train Loss": "loss", "lr": "lr", "Train Steps/Sec": "steps_per_second",
-    }  # fmt: skip
-    return known.get(name, f"loss/{name}")
+    return ORIGINAL_NAMES.get(name, f"loss/{name}")
 
 
 def _follow(run: RunLog, step: int, values: dict[str, float], previous: _Previous) -> None:

@@ -28,19 +28,24 @@ UNITS = {
     "lpips": "LPIPS",
 }
 PARTS = {
-    "loss/rec_loss": "reconstruction",
-    "loss/nll_loss": "reconstruction with perceptual part (summed)",
-    "loss/kl_loss": "KL divergence",
-    "loss/g_loss": "generator",
-    "loss/disc_loss": "discriminator",
-    "loss/d_weight": "adaptive weight of the GAN",
+    "loss/reconstruction": "reconstruction, a pixel",
+    "loss/nll": "reconstruction, summed over pixels",
+    "loss/kl": "KL divergence",
+    "loss/adversarial": "adversarial (generator)",
+    "loss/adversarial_weight": "adaptive weight of the GAN",
+    "loss/discriminator": "discriminator",
     "loss/disc_factor": "GAN on (1) or off (0)",
-    "loss/logits_real": "logits of real maps",
-    "loss/logits_fake": "logits of reconstructions",
+    "loss/real": "logits of real maps",
+    "loss/fake": "logits of reconstructions",
     "loss/logvar": "log variance",
     "loss/loss_simple": "noise and drift",
     "loss/loss_vlb": "variational bound",
+    "loss/c": "drift",
+    "loss/noise": "noise",
+    "loss/velocity_mse": "velocity, squared error",
+    "loss/velocity_cosine": "velocity, direction",
 }
+NO_LOSSES = ("loss/adversarial_weight", "loss/disc_factor", "loss/real", "loss/fake", "loss/logvar")
 
 
 def name_of(column: str) -> str:
@@ -122,17 +127,15 @@ def components(run: RunLog, path: Path) -> Path:
 
 
 def axis_unit(part: str) -> str:
-    if "logits" in part:
+    if part in ("loss/real", "loss/fake"):
         return "logit"
-    return "weight" if part.endswith(("d_weight", "disc_factor")) else "loss"
+    return "weight" if part in ("loss/adversarial_weight", "loss/disc_factor") else "loss"
 
 
 def multi_axis(run: RunLog, path: Path) -> Path:
     """Up to four quantities of different size on one picture, an axis each in its own colour."""
-    wanted = [
-        "loss", "loss/rec_loss", "loss/nll_loss", "loss/kl_loss", "loss/g_loss", "loss/disc_loss",
-        "loss/loss_simple", *run.loss_parts(),
-    ]  # fmt: skip
+    first = ("loss", "loss/reconstruction", "loss/nll", "loss/kl", "loss/adversarial", "loss/discriminator")
+    wanted = [*first, *run.loss_parts()]
     # What never moves, or has the shape of another curve, tells nothing here.
     shown: list[str] = []
     for part in dict.fromkeys(wanted):
@@ -144,9 +147,9 @@ def multi_axis(run: RunLog, path: Path) -> Path:
         shown.append("lr")
     colours = {part: style.BLACK if part == "lr" else style.COLOURS[i] for i, part in enumerate(shown)}
     with style.drawing(size=(9.5, 4.6), title=f"{run.name}: several quantities, an axis each") as (figure, grid):
-        first = grid[0, 0]
+        base = grid[0, 0]
         for i, (part, colour) in enumerate(colours.items()):
-            axes = first if i == 0 else first.twinx()
+            axes = base if i == 0 else base.twinx()
             axes.grid(i == 0)
             side = "left" if i == 0 else "right"
             axes.spines[side].set_visible(True)
@@ -163,8 +166,8 @@ def multi_axis(run: RunLog, path: Path) -> Path:
                 style.pick_scale(axes, values)
             axes.set_ylabel("total loss" if part == "loss" else name_of(part), color=colour)
             axes.tick_params(axis="y", colors=colour)
-        mark_events(first, run)
-        style.step_axis(first)
+        mark_events(base, run)
+        style.step_axis(base)
         # The layout engine does not see how far out a moved axis reaches.
         figure.get_layout_engine().set(rect=(0, 0, 1 - 0.012 * max(len(shown) - 2, 0), 1))
         return style.save(figure, path)
@@ -190,7 +193,7 @@ def normalised(run: RunLog, path: Path) -> Path:
         for part in ["loss", *run.loss_parts()]:
             steps, values = run.column(part)
             values = smooth(values)
-            switch = part.endswith("disc_factor")  # its step is the GAN's start, which is marked anyway
+            switch = part == "loss/disc_factor"  # its step is the GAN's start, which is marked anyway
             if switch or not np.isfinite(values).any() or np.nanmax(values) == np.nanmin(values):
                 continue
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -259,11 +262,10 @@ def six_panels(run: RunLog, path: Path) -> Path:
 
 def _main_parts(run: RunLog) -> list[str]:
     """The up to five components that are losses, of ones that ever move."""
-    skipped = ("d_weight", "disc_factor", "logits", "logvar")
     moving = []
     for part in run.loss_parts():
         values = run.column(part)[1]
-        if not any(word in part for word in skipped) and np.isfinite(values).any() and np.nanstd(values) > 0:
+        if part not in NO_LOSSES and np.isfinite(values).any() and np.nanstd(values) > 0:
             moving.append(part)
     return moving[:5]
 
