@@ -94,6 +94,8 @@ def _why_not_downloaded(where: str, error: Exception, cached: bool) -> str | Non
     causes = {name: cause for cause in _causes(error) for name in (base.__name__ for base in type(cause).__mro__)}
     if "RepositoryNotFoundError" in causes:
         return f"{where} is not on the Hub, or not to be seen by you, and no such folder is here: check the name"
+    if "EntryNotFoundError" in causes and "model_index.json" in str(causes["EntryNotFoundError"]):
+        return f"{where} is no pipeline: it has no model_index.json"
     for name in ("RemoteProtocolError", "ReadError", "ReadTimeout"):
         if name in causes:
             return f"the download of {where} broke off ({causes[name]}): call again, what came whole is kept"

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on localhost: as much of its HTTP interface as the real client needs to push, list
+"""A stand-in for the Hugging Face Hub on localhost: as much of its HTTP interface as the client needs to push, list
 and download. Repositories live in memory.
 
     with HubStandIn() as hub:
@@ -20,7 +20,7 @@ class HubStandIn:
 
     def __init__(self):
         self.repos, self.log = {}, []
-        self.cut_off = set()  # files whose download breaks off half way
+        self.cut_off = set()  # (repository, file) whose download breaks off half way
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if path in hub.cut_off:
+        if (repo, path) in hub.cut_off:
             self.wfile.write(content[start : start + (len(content) - start) // 2])
             self.close_connection = True
         else:
