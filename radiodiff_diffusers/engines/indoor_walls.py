@@ -12,8 +12,8 @@ from .free_space_gain import free_space_db
 def indoor(scene: Scene, *, most_walls: int = 10) -> RadioMap:
     """Free-space gain with antenna pattern, less the transmittance (dB) of every wall the straight ray has passed.
 
-    A wall counts where the ray leaves it, so a receiver inside a wall does not pay for it, and after `most_walls` walls
-    no more are added: by then the power comes another way.
+    A wall counts where the ray leaves it, so a receiver inside a wall does not pay for it. After `most_walls` walls no
+    more are added: by then the power comes another way.
     """
     if scene.transmittance is None:
         raise ValueError("indoor needs to know the walls: make the scene with transmittance=(H, W) dB, 0 in air")
