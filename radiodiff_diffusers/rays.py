@@ -58,7 +58,9 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         climb = scene.transmitter_height - scene.receiver_height
         rise = scene.building_height - scene.receiver_height
         lit = _straight_rays(scene)[1] <= CUT_CORNER
-        memory["_detour"] = _run_front(blocked, obstacle, lit, x, y, scene.metres_per_pixel, climb, rise)
+        memory["_detour"] = _run_front(
+            blocked, obstacle, lit, x, y, *scene.raster_offset, scene.metres_per_pixel, climb, rise
+        )
     return memory["_detour"]
 
 
@@ -77,20 +79,25 @@ def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     if "_rays" not in memory:
         x, y = scene.require_transmitter("a ray channel")
         cast = _cast_exactly if max(scene.shape) <= LARGEST_EXACT_SIDE else _cast_to_border
-        covered, longest = cast(scene.obstacles, x, y)
+        covered, longest = cast(scene.obstacles, x, y, *scene.raster_offset)
         memory["_rays"] = covered * np.float32(scene.metres_per_pixel), longest
     return memory["_rays"]
 
 
 @njit(cache=True, nogil=True)
-def _cast_exactly(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray]:
-    """For every pixel the obstacle on its straight ray, in all and in the longest stretch; both in pixels."""
+def _cast_exactly(
+    blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """For every pixel the obstacle on its straight ray, in all and in the longest stretch; both in pixels.
+
+    (ox, oy) leads from the centre of an obstacle's pixel to the point that the map gives the gain for.
+    """
     height, width = blocked.shape
     covered = np.empty((height, width), np.float32)
     longest = np.empty((height, width), np.float32)
     for row in range(height):
         for column in range(width):
-            covered[row, column], _, longest[row, column] = _along(blocked, x0, y0, float(column), float(row))
+            covered[row, column], _, longest[row, column] = _along(blocked, x0 + ox, y0 + oy, column + ox, row + oy)
     return covered, longest
 
 
@@ -142,7 +149,9 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> t
 
 
 @njit(cache=True, nogil=True)
-def _cast_to_border(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarray, np.ndarray]:
+def _cast_to_border(
+    blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float
+) -> tuple[np.ndarray, np.ndarray]:
     """As `_cast_exactly`, from rays to every half pixel of a square round the map, each walked once from the transmitter out."""
     height, width = blocked.shape
     covered = np.zeros((height, width), np.float32)
@@ -168,8 +177,11 @@ def _cast_to_border(blocked: np.ndarray, x0: float, y0: float) -> tuple[np.ndarr
                     if ahead > 0:
                         break
                     continue
-                stretch = stretch + step if blocked[row, column] else 0.0
-                inside += step if blocked[row, column] else 0.0
+                under_column, under_row = int(math.floor(x + ox + 0.5)), int(math.floor(y + oy + 0.5))
+                inner = 0 <= under_row < height and 0 <= under_column < width
+                hit = inner and blocked[under_row, under_column]
+                stretch = stretch + step if hit else 0.0
+                inside += step if hit else 0.0
                 most = max(most, stretch)
                 covered[row, column] = inside
                 longest[row, column] = most
@@ -201,7 +213,16 @@ def _sees(blocked: np.ndarray, x0: float, y0: float, from_roof: bool, x1: float,
 
 @njit(cache=True, nogil=True)
 def _run_front(
-    blocked: np.ndarray, obstacle: np.ndarray, lit: np.ndarray, x0: float, y0: float, metres: float, climb: float, rise: float
+    blocked: np.ndarray,
+    obstacle: np.ndarray,
+    lit: np.ndarray,
+    x0: float,
+    y0: float,
+    ox: float,
+    oy: float,
+    metres: float,
+    climb: float,
+    rise: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss on free pixels, and its part in turns: a front over the pixels, least loss first, one way a pixel.
 
@@ -281,7 +302,7 @@ def _run_front(
                 if source == TRANSMITTER and not to_roof:
                     seen = lit[r, c]
                 else:
-                    seen = _sees(blocked, sx, sy, source_on_roof, float(c), float(r), to_roof)
+                    seen = _sees(blocked, sx + ox, sy + oy, source_on_roof, c + ox, r + oy, to_roof)
                 if not seen:
                     if ax == 0.0 and ay == 0.0:
                         continue

@@ -21,6 +21,8 @@ MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
 # Real data sets draw walls about a pixel thicker than they are, and so put some transmitters inside them.
 MAX_DEPTH_IN_WALL = 2
+# Where RadioMapSeer's maps give the gain, seen from the centres of the pixels that its building masks are drawn with.
+RADIOMAPSEER_RASTER_OFFSET = (-0.45, 0.45)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Scene:
         azimuth (`float`, defaults to 0): where the antenna looks.
         measurements (array, *optional*): gain in dB where it was measured, NaN elsewhere.
         k2 (array, *optional*): the Helmholtz feature of RadioDiff-k², 0..1.
+        raster_offset (`(dx, dy)`, defaults to `(0, 0)`): pixels from a mask pixel's centre to the point the map gives the gain
+            for. RadioMapSeer's masks are drawn half a pixel off its maps (`RADIOMAPSEER_RASTER_OFFSET`); rays then start and end there.
         polygons (*optional*): the buildings' exact outlines, each a tuple of closed rings of `(x, y)` pixels: outside, then holes.
             Physics engines prefer them to the raster.
         name (`str`, *optional*): what the scene is called in reports and file names.
@@ -96,6 +100,7 @@ class Scene:
     azimuth: float = 0.0
     measurements: np.ndarray | None = None
     k2: np.ndarray | None = None
+    raster_offset: tuple[float, float] = (0.0, 0.0)
     polygons: tuple[tuple[np.ndarray, ...], ...] | None = None
     name: str | None = None
     # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the transmitter.
@@ -118,6 +123,10 @@ class Scene:
         for name in ("metres_per_pixel", "frequency_hz", "transmitter_height", "receiver_height", "building_height", "car_height"):
             setattr(self, name, _as_positive(getattr(self, name), name))
         self.azimuth = _as_number(self.azimuth, "azimuth")
+        dx, dy = (_as_number(value, "raster_offset") for value in self.raster_offset)
+        if max(abs(dx), abs(dy)) >= 0.5:
+            raise ValueError(f"raster_offset must lie inside the pixel, between -0.5 and 0.5; got ({dx:g}, {dy:g})")
+        self.raster_offset = dx, dy
         if self.antenna_pattern is not None:
             pattern = np.asarray(self.antenna_pattern, np.float32)
             if pattern.shape != (360,) or not np.isfinite(pattern).all():

@@ -48,6 +48,18 @@ def test_rays_turn_with_the_scene():
         assert np.allclose(np.rot90(scene.plane(name)), turned.plane(name), atol=1e-5), name
 
 
+def test_a_raster_drawn_off_the_map_moves_the_rays_not_the_pixels():
+    mask = np.zeros((20, 20), bool)
+    mask[8:12, 10] = True
+    centred = Scene(mask, transmitter=(2, 10)).plane("visibility")
+    moved = Scene(mask, transmitter=(2, 10), raster_offset=(-0.45, 0.45)).plane("visibility")
+    assert centred[10, 19] == -1 and moved[10, 19] == -1
+    assert centred[13, 18] == -1 and moved[13, 18] == 1  # half a pixel lower, the ray passes under the wall
+    assert np.array_equal(centred[:, :10], moved[:, :10])
+    with pytest.raises(ValueError, match="inside the pixel"):
+        Scene(mask, raster_offset=(0.5, 0))
+
+
 def test_an_empty_field_is_all_in_sight():
     scene = Scene(np.zeros((32, 48)), transmitter=(10, 20))
     assert (scene.plane("visibility") == 1).all() and (scene.plane("obstruction") == -1).all()
@@ -73,8 +85,8 @@ def test_one_wall_costs_one_corner():
 
 def test_border_rays_agree_with_exact_ones():
     scene = town(200, 3, (101, 97))
-    exact, _ = rays._cast_exactly(scene.obstacles, *map(float, scene.transmitter))
-    quick, _ = rays._cast_to_border(scene.obstacles, *map(float, scene.transmitter))
+    exact, _ = rays._cast_exactly(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
+    quick, _ = rays._cast_to_border(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
     assert ((exact > 0) == (quick > 0)).mean() > 0.97
     assert np.abs(exact - quick).mean() < 0.35
 

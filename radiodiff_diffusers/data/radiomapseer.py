@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene import GainScale, RadioMap, Scene
+from ..scene import RADIOMAPSEER_RASTER_OFFSET, GainScale, RadioMap, Scene
 from .measurements import PLACES, measurement_places, take
 from .plane_cache import PlaneCache
 from .radiomapseer_files import LAYOUTS, RadioMapSeerFolder
@@ -64,11 +64,13 @@ def read_scene(
         polygons = folder.outlines(kind, map_id, shape[0])
         buildings = folder.drawn(kind, map_id, shape)
         parked = folder.drawn_cars(map_id, shape) if cars else None
-    known = {name: value for name, value in folder.manifest().items() if name != "size"}
+    known = {name: value for name, value in folder.manifest().items() if name not in ("size", "raster")}
+    exact = layout == "polygon" or folder.manifest().get("raster") == "exact"
     return Scene(
         buildings,
         transmitter=None if tx_id is None else folder.transmitter(map_id, tx_id, buildings.shape[0]),
         cars=parked,
+        raster_offset=(0.0, 0.0) if exact else RADIOMAPSEER_RASTER_OFFSET,
         polygons=polygons,
         name=f"{map_id}" if tx_id is None else f"{map_id}_{tx_id}",
         **known,

@@ -92,7 +92,7 @@ class RadioMapSeerFolder:
         return self.manifest().get("size", (256, 256))
 
     def manifest(self) -> dict[str, Any]:
-        """What `radiodiff simulate` wrote down of a simulated set, as fields of a `Scene` and `size`; empty for the
+        """What `radiodiff simulate` wrote down of a simulated set, as fields of a `Scene`, `size` and `raster`; empty for the
         real one.
         """
 
@@ -103,6 +103,7 @@ class RadioMapSeerFolder:
             known = {k: float(parameters[k]) for k in ("metres_per_pixel", "frequency_hz") if k in parameters}
             if "size" in parameters:
                 known["size"] = (int(parameters["size"]),) * 2
+            known["raster"] = parameters.get("raster", "radiomapseer")
             return known
 
         return self._remember(("manifest",), read)
