@@ -25,7 +25,7 @@ from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffU
 from radiodiff_diffusers.channels import condition_planes
 from radiodiff_diffusers.geometry import rasterize
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
-from radiodiff_diffusers.scene import read_image
+from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 
 
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
@@ -45,18 +45,20 @@ def list_maps(folder: Path) -> list[tuple[str, int, int]]:
 def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
 
-    Half of the maps see the buildings as RadioMapSeer's masks draw them, half a pixel off the map, and half exactly.
+    Half of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), half exactly.
     """
     folder, map_id, tx_id = job
     root = Path(folder)
     gray = read_image(root / f"gain/DPM/{map_id}_{tx_id}.png")
     x, y = json.loads((root / f"antenna/{map_id}.json").read_text())[tx_id]
     buildings = read_image(root / f"png/buildings_complete/{map_id}.png") > 127
+    offset = RADIOMAPSEER_RASTER_OFFSET
     if (map_id + tx_id) % 2:
+        offset = (0.0, 0.0)
         rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
         outlines = [(np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings]
         buildings = rasterize(outlines, gray.shape)
-    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y))
+    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y), raster_offset=offset)
     return condition_planes(scene, CHANNELS).astype(np.float16), gray, buildings
 
 
