@@ -32,7 +32,7 @@ from radiodiff_diffusers.training.config import (
 from radiodiff_diffusers.training.flow import FlowLossConfig, FlowValidation, flow_step
 from radiodiff_diffusers.training.people import LatentData, LatentSamples, count_classes, open_latents
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import existing, make_adamw, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
 
 logger = logging.getLogger("lightningdit")
@@ -156,7 +156,7 @@ def make_transformer(config: DiTConfig, latents) -> LightningDiTTransformer2DMod
 @torch.no_grad()
 def start_from(where: str, transformer: LightningDiTTransformer2DModel) -> None:
     """Weights to begin with, all of them or an error; other classes start from the null class's row."""
-    path = Path(where)
+    path = existing(where)
     if (path / "models.safetensors").exists():
         warm_start(transformer, where, "transformer")
         return

@@ -39,7 +39,7 @@ from radiodiff_diffusers.training.config import (
 from radiodiff_diffusers.training.data import make_samples, noise_like
 from radiodiff_diffusers.training.people import PeopleData, PeopleSamples, open_people
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import existing, make_adamw, warm_start
 from radiodiff_diffusers.training.reconstruction import ReconstructionValidation
 from radiodiff_diffusers.training.run import Run, make_accelerator
 
@@ -307,7 +307,7 @@ def make_foundation(config: VAVAEConfig, device: torch.device) -> FoundationFeat
 @torch.no_grad()
 def start_from(where: str, vae: AutoencoderKL, discriminator: nn.Module, projection: nn.Module | None) -> None:
     """Weights to begin with, all of them or an error: an original checkpoint file, a run's checkpoint, a folder."""
-    path = Path(where)
+    path = existing(where)
     others = {"discriminator": discriminator, "projection": projection}
     if path.is_file():
         checkpoint = load_original_checkpoint(path)

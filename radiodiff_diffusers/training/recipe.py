@@ -65,6 +65,15 @@ def warm_start(model: nn.Module, where: str, name: str) -> None:
     logger.info("%s starts from the weights in %s", name, where)
 
 
+def existing(where: str) -> Path:
+    """`train.init_from` as a path; it may also be a Hub id, owner/name, but no file or folder that is not there."""
+    path = Path(where)
+    is_id = len(path.parts) == 2 and not path.suffix and path.parts[0] not in ("/", ".", "..", "~", "runs")
+    if not path.exists() and not is_id:
+        raise ValueError(f"train.init_from: {where}: no such file or folder")
+    return path
+
+
 def _checkpoint_tensors(folder: Path, name: str) -> dict[str, torch.Tensor] | None:
     """Weights of a run's checkpoint, averaged where it has averages; None where this is no checkpoint."""
     if not (folder / "models.safetensors").exists():
