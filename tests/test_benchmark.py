@@ -310,3 +310,15 @@ def test_wrong_words_get_one_clear_line(folder, words, says, capsys):
     said = capsys.readouterr()
     assert says in said.err and not said.out
     assert said.err.startswith("radiodiff evaluate: ")
+
+
+def test_the_other_two_are_handed_their_own_words(capsys, monkeypatch):
+    from radiodiff_diffusers.evaluation import tokenizer
+
+    given = []
+    monkeypatch.setattr(tokenizer, "run", lambda args: given.append(vars(args)) or 0)
+    assert main(["evaluate", "tokenizer", "folder", "images", "--size", "64", "--no-fid"]) == 0
+    assert given[0]["tokenizer"] == "folder" and given[0]["size"] == 64 and given[0]["no_fid"]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "tokenizer", "--help"])
+    assert stop.value.code == 0 and "radiodiff evaluate tokenizer" in capsys.readouterr().out

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import argparse
 
+IMAGES = {
+    "tokenizer": "how well a tokenizer rebuilds images",
+    "generated": "generated spectrograms against real ones",
+}
 PREDICTORS = """\
 predictors:
   free_space, log_distance, nearest, idw, rbf, kriging, trend_kriging
@@ -21,18 +25,29 @@ predictors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="maps | tokenizer | generated")
-    _maps_arguments(
-        what.add_parser(
-            "maps",
-            help="predictors of radio maps",
-            epilog=PREDICTORS,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    _maps_arguments(what.add_parser("maps", help="predictors of radio maps", epilog=PREDICTORS, **form))
+    # these two say themselves what they take, and importing them is slow: only when they are called
+    for name, text in IMAGES.items():
+        unread = what.add_parser(name, help=text, add_help=False, prefix_chars="\0")  # to which nothing is an option
+        unread.add_argument("words", nargs=argparse.REMAINDER)
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"maps": _maps}[args.what](args)
+    return _maps(args) if args.what == "maps" else _images(args.what, args.words)
+
+
+def _images(name: str, words: list[str]) -> int:
+    from importlib import import_module
+
+    module = import_module(f"..evaluation.{name}", __package__)
+    parser = argparse.ArgumentParser(
+        prog=f"radiodiff evaluate {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(words))
 
 
 # Maps --------------------------------------------------------------------------------------------------------------
