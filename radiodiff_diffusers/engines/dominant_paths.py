@@ -54,11 +54,11 @@ class _Streets:
 
 def prepare(scene: Scene) -> City:
     """The part of `dominant_path`'s work that all transmitters of a city share: pass it on as `city=`."""
-    polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings)
+    polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings, scene.raster_offset)
     buildings = covered_area(polygons)
     parked = None
     if scene.cars is not None and scene.cars.any():
-        obstacles = shapely.union(buildings, covered_area(outlines(scene.cars)))
+        obstacles = shapely.union(buildings, covered_area(outlines(scene.cars, scene.raster_offset)))
         parked = _streets(scene.buildings | scene.cars, obstacles)
     return City(scene.shape, _streets(scene.buildings, buildings), parked)
 

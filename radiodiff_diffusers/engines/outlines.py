@@ -8,8 +8,11 @@ import shapely
 TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one pixel is a straight wall
 
 
-def outlines(mask: np.ndarray) -> tuple[tuple[np.ndarray, ...], ...]:
-    """The outlines of the True regions of a mask, oblique walls straight again, as `Scene.polygons` has them."""
+def outlines(mask: np.ndarray, raster_offset: tuple[float, float] = (0.0, 0.0)) -> tuple[tuple[np.ndarray, ...], ...]:
+    """The outlines of the True regions of a mask, oblique walls straight again, as `Scene.polygons` has them.
+
+    `raster_offset` is the scene's: where in the mask's pixels the map's points lie.
+    """
     rows, starts, ends = _runs(mask)
     if not len(rows):
         return ()
@@ -20,7 +23,9 @@ def outlines(mask: np.ndarray) -> tuple[tuple[np.ndarray, ...], ...]:
         for region in shapely.get_parts(shapely.segmentize(regions, 1.0))
     ]
     smooth = shapely.simplify([shapely.Polygon(rings[0], rings[1:]) for rings in regions], TOLERANCE)
-    return tuple(tuple(shapely.get_coordinates(ring) for ring in shapely.get_rings(region)) for region in smooth)
+    return tuple(
+        tuple(shapely.get_coordinates(ring) - raster_offset for ring in shapely.get_rings(region)) for region in smooth
+    )
 
 
 def _middles(ring: np.ndarray) -> np.ndarray:
