@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", help="folder or Hub id of a LoRA adapter to put on the model")
     parser.add_argument("--cars", help="picture of the cars, for models that see them")
     parser.add_argument("--metres-per-pixel", type=float, default=1.0)
+    parser.add_argument(
+        "--raster", choices=["exact", "radiomapseer"], default="exact", help="radiomapseer: a mask of that data set, drawn half a pixel off its maps"
+    )
     parser.add_argument("--frequency", type=float, default=5.9e9, metavar="HZ")
     parser.add_argument("--steps", type=int, help="number of sampling steps; the model's own where left out")
     parser.add_argument("--num-maps", type=int, default=1, help="samples; several give their mean and spread")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _scene(args: argparse.Namespace):
     from pathlib import Path
 
-    from ..scene import Scene
+    from ..scene import RADIOMAPSEER_RASTER_OFFSET, Scene
 
     try:
         x, y = (float(part) for part in args.tx.split(","))
@@ -70,9 +73,10 @@ def _scene(args: argparse.Namespace):
         "cars": args.cars,
         "metres_per_pixel": args.metres_per_pixel,
         "frequency_hz": args.frequency,
+        "raster_offset": RADIOMAPSEER_RASTER_OFFSET if args.raster == "radiomapseer" else (0.0, 0.0),
     }
     if Path(args.buildings).suffix.lower() in {".json", ".geojson"}:
-        from ..data.footprints import scene_from_file
+        from ..data.layout_files import scene_from_file
 
         return scene_from_file(args.buildings, **options)
     return Scene(args.buildings, **options)
