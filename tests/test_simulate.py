@@ -246,6 +246,12 @@ def test_other_parameters_in_the_same_folder_are_refused(small, tmp_path):
         simulate(small, workers=1, **SMALL, seed=5)
     with pytest.raises(ValueError, match="holds 3 cities that this simulation would not make"):
         simulate(small, workers=1, **{**SMALL, "cities": 2})
+    simulate(tmp_path / "old", workers=1, **{**SMALL, "cities": 1, "transmitters": 1})
+    manifest = json.loads((tmp_path / "old/manifest.json").read_text())
+    manifest["engine_constants"]["corner_loss"] = 2.0
+    (tmp_path / "old/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="another version of the engine dominant_path"):
+        simulate(tmp_path / "old", workers=1, **{**SMALL, "cities": 1, "transmitters": 1})
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no manifest.json"):
         simulate(tmp_path, workers=1, **SMALL)
@@ -271,12 +277,13 @@ def test_the_command(tmp_path, capsys):
         "--workers",
         "1",
     ]
-    assert command.run(parser.parse_args([*line, "--engine-option", "roof_loss=3"])) == 0
+    assert command.run(parser.parse_args([*line, "--engine-option", "corner_loss=3"])) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 2
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["parameters"]["engine_options"] == {"roof_loss": 3}
+    assert manifest["parameters"]["engine_options"] == {"corner_loss": 3}
+    assert manifest["engine_constants"]["corner_loss"] == 3 and manifest["engine_constants"]["sight_exponent"] == 2.5
     with pytest.raises(ValueError, match="NAME=NUMBER"):
-        command.run(parser.parse_args([*line, "--engine-option", "roof_loss"]))
+        command.run(parser.parse_args([*line, "--engine-option", "corner_loss"]))
 
 
 def test_images_are_written_whole(tmp_path):

@@ -74,4 +74,4 @@ def _number(option: str) -> tuple[str, float]:
     try:
         return name, int(value) if value.lstrip("-").isdigit() else float(value)
     except ValueError:
-        raise ValueError(f"--engine-option takes NAME=NUMBER, such as roof_loss=8.5; got {option!r}") from None
+        raise ValueError(f"--engine-option takes NAME=NUMBER, such as corner_loss=3; got {option!r}") from None

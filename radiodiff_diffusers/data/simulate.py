@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
 from ..scene import RadioMap, Scene
 from .cities import TRANSMITTER_AREA, generate_city, park_cars, transmitters
@@ -134,12 +135,12 @@ def simulate(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be a whole number from 1 up; got {workers}")
     simulation = Simulation(**parameters)
-    _check_engine(simulation)
+    constants = _engine_constants(simulation)
     layouts = _layouts(simulation)
     folder, started = Path(folder), time.monotonic()
     try:
         with _claimed(folder):
-            _write_manifest(folder, simulation, layouts, finished=False)
+            _write_manifest(folder, simulation, constants, layouts, finished=False)
             jobs = _unfinished(folder, simulation, len(layouts))
             made = sum(len(job.transmitters) for job in jobs)
             workers = max(1, min(workers or _cores(), -(-made // 4)))
@@ -150,30 +151,34 @@ def simulate(
                         _work(folder, simulation, layouts[job.map_id], job, bar.update)
                 else:
                     _share_out(folder, simulation, layouts, jobs, workers, bar.update)
-            _write_manifest(folder, simulation, layouts, finished=True)
+            _write_manifest(folder, simulation, constants, layouts, finished=True)
     except OSError as error:
         raise ValueError(_what_failed(error, folder)) from error
     maps = len(layouts) * simulation.transmitters
     return {"cities": len(layouts), "maps": maps, "made": made, "seconds": time.monotonic() - started}
 
 
-def _check_engine(simulation: Simulation) -> None:
-    """One line before anything is written where the engine cannot run, or not with these options."""
+def _engine_constants(simulation: Simulation) -> dict[str, Any]:
+    """All constants of the engine, given or not. One line where it cannot run, or does not have such options."""
     import inspect
 
     from .. import engines
 
-    if simulation.engine == "ray_tracing":
-        from ..engines.sionna_rt import missing_for_ray_tracing
-
-        missing = missing_for_ray_tracing()
-        if missing:
-            raise ValueError(missing)
+    options = simulation.engine_options
     try:
-        if simulation.engine == "dominant_path" and simulation.engine_options:
-            engines.prepare(Scene(np.zeros((8, 8), bool)), **simulation.engine_options)
-        elif simulation.engine_options:
-            inspect.signature(getattr(engines, simulation.engine)).bind(None, **simulation.engine_options)
+        if simulation.engine == "dominant_path":
+            from ..engines.dominant_paths import PathLaws
+
+            return dataclasses.asdict(PathLaws(**options))
+        if simulation.engine == "ray_tracing":
+            from ..engines.sionna_rt import missing_for_ray_tracing
+
+            missing = missing_for_ray_tracing()
+            if missing:
+                raise ValueError(missing)
+        call = inspect.signature(getattr(engines, simulation.engine)).bind(None, **options)
+        call.apply_defaults()
+        return dict(list(call.arguments.items())[1:])
     except TypeError as error:
         raise ValueError(f"the engine {simulation.engine} does not take these options: {error}") from None
 
@@ -310,7 +315,7 @@ def _run_engine(simulation: Simulation, scenes: list[Scene]) -> Iterator[RadioMa
         return
     options = simulation.engine_options
     if simulation.engine == "dominant_path":
-        city = engines.prepare(scenes[0], **options)
+        city = engines.prepare(scenes[0])
         for scene in scenes:
             yield engines.dominant_path(scene, city=city, **options)
     elif simulation.engine == "ray_tracing":
@@ -318,9 +323,7 @@ def _run_engine(simulation: Simulation, scenes: list[Scene]) -> Iterator[RadioMa
             yield from engines.ray_tracing(scenes[start : start + 4], **{"seed": simulation.seed, **options})
     else:
         for scene in scenes:
-            free = engines.free_space(scene, **options)
-            gain = np.where(scene.buildings, free.scale.floor_db, free.gain_db)
-            yield RadioMap(gain, free.scale, free.metres_per_pixel)
+            yield engines.free_space(scene, **options)
 
 
 def _share_out(folder, simulation, layouts, jobs, workers, done) -> None:
@@ -401,7 +404,9 @@ def _write_city(folder: Path, simulation: Simulation, map_id: int, city: Scene, 
     write_whole(folder / "antenna" / f"{map_id}.json", json.dumps(antennas).encode())
 
 
-def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout], finished: bool) -> None:
+def _write_manifest(
+    folder: Path, simulation: Simulation, constants: dict[str, Any], layouts: list[Layout], finished: bool
+) -> None:
     """The parameters; or a line, where the folder already holds maps made with others. More cities may be added."""
     parameters = json.loads(json.dumps(dataclasses.asdict(simulation)))
     names = [layout.name for layout in layouts]
@@ -418,6 +423,11 @@ def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout],
                     f"{folder} holds a simulation with {name} {earlier.get(name)!r}, not {value!r}: choose another "
                     "folder, or ask for what is there to go on with it"
                 )
+        if before.get("engine_constants", constants) != constants:
+            raise ValueError(
+                f"{folder} was made by another version of the engine {simulation.engine}, with other constants: "
+                "choose another folder"
+            )
         if there != names[: len(there)]:
             raise ValueError(
                 f"{folder} holds {len(there)} cities that this simulation would not make: choose another folder"
@@ -426,7 +436,9 @@ def _write_manifest(folder: Path, simulation: Simulation, layouts: list[Layout],
         raise ValueError(f"{folder} is not empty and holds no {MANIFEST}: choose another folder")
     manifest = {
         "what": "radio maps in RadioMapSeer's layout, made by radiodiff simulate",
+        "version": __version__,
         "parameters": parameters,
+        "engine_constants": constants,
         "gain_db_at_gray": {"0": RadioMap.from_gray(np.zeros((1, 1))).gain_db.item(), "255": -47.84},
         "maps": names,
         "finished": finished,

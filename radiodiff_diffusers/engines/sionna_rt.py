@@ -56,7 +56,7 @@ def ray_tracing(
         samples (`int`, defaults to 4,000,000): rays a transmitter; more take longer and are less noisy.
         smooth (`int`, defaults to 1): what is not direct is averaged over the pixels that many steps around.
         seed (`int`, defaults to 0): decides the random part of the rays. The work is done by one thread: with several,
-            Dr.Jit adds powers in an order that changes from run to run.
+            Dr.Jit adds powers in an order that changes from run to run (as it does on a GPU, in the last digit).
         walls, soil (`str`): Sionna's names of ITU materials.
 
     Returns:
@@ -204,10 +204,12 @@ def _build(rt: Any, scene: Scene, walls: str, soil: str) -> tuple[Any, Any]:
     world.frequency = scene.frequency_hz
     try:
         objects = []
-        polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings)
+        polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings, scene.raster_offset)
         parts = [("buildings", polygons, scene.building_height + CLIMB / 2, walls)]
         if scene.cars is not None:  # as high as the antennas; they must reach the rays' plane to stand in the way
-            parts.append(("cars", outlines(scene.cars), scene.transmitter_height + CLIMB + 0.1, "metal"))
+            parts.append(
+                ("cars", outlines(scene.cars, scene.raster_offset), scene.transmitter_height + CLIMB + 0.1, "metal")
+            )
         for name, shapes, height, material in parts:
             vertices, faces = extrude(shapes, height, scene.metres_per_pixel)
             if not len(faces):
