@@ -39,8 +39,18 @@ CASES = {
 }
 
 
+@pytest.fixture
+def two_threads():
+    """The numbers were recorded with two threads. With another number of them the original's own output moves by 3e-4
+    (its sharp softmaxes magnify the last bit of a sum), and ours with it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @torch.no_grad()
-def test_output_is_the_originals(original):
+def test_output_is_the_originals(original, two_threads):
     goldens = load_file(GOLDENS / "unet.safetensors")
     for case, (seed, condition_seed, times) in CASES.items():
         batch = len(times)
