@@ -40,8 +40,12 @@ NEEDS = {
 
 
 @pytest.fixture(autouse=True)
-def quiet_accelerate():
+def fresh_state():
     AcceleratorState._reset_state()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are tiny, and two threads wait for each other on a busy machine
+    yield
+    torch.set_num_threads(before)
 
 
 def load(recipe):
@@ -71,7 +75,8 @@ def workplace(tmp_path_factory):
         if needed:
             trained(needed)
         arguments = ["--config", str(EXAMPLES / recipe / f"{stem}.yaml"), "--max_steps", "2", "--batch_size", "2"]
-        arguments += ["--validation.scenes", "2", "--validation.steps", "2", "--trackers", "", "--log_steps", "1"]
+        arguments += ["--validation.scenes", "2", "--validation.steps", "2", "--trackers", "", "--log_steps", "1",
+                      "--lr_warmup_steps", "0"]  # fmt: skip
         config = parse_config(getattr(load(recipe), RECIPES[recipe]), arguments)
         if config.data.simulate:
             arguments += ["--data.simulate.transmitters", "1"]
@@ -368,7 +373,7 @@ def two_steps(recipe, stem, folder, cwd, processes, *more):
 
 
 NO_DROPOUT = {
-    "base_channels": 8, "channel_multipliers": [1, 1], "window_sizes": [2, 1], "attention_head_dim": 4,
+    "base_channels": 8, "channel_multipliers": [1, 1, 1, 1], "window_sizes": [2, 2, 1, 1], "attention_head_dim": 4,
     "sample_size": 64, "patch_size": 4, "relation_dropout": 0.0,
     "condition_encoder_config": {"width": 8, "stride": 4, "max_width": 16},
 }  # fmt: skip

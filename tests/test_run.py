@@ -128,31 +128,41 @@ def test_a_killed_process_resumes_bit_for_bit(tmp_path, unbroken):
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path):
     """Twenty times kill -9 at random moments of one run, while it trains and while it writes checkpoints."""
-    steps = ["--max_steps", "400", "--checkpoint_steps", "2"]
+    steps = ["--max_steps", "120", "--checkpoint_steps", "2"]
     assert run_toy(tmp_path / "whole", *steps) == 0
     rng, folder, reached = random.Random(0), tmp_path / "killed", []
     while len(reached) < 20:
-        process = start_toy(folder, *steps, "--resume", "latest", seconds=0.02)
-        before = resumed_at(folder)
-        wait_until(lambda p=process, n=before: resumed_at(folder) > n, process)
-        time.sleep(rng.uniform(0.0, 0.5))
+        process = start_toy(folder, *steps, "--resume", "latest", seconds=0.01)
+        before = begun(folder)
+        wait_until(lambda n=before: begun(folder) > n, process)
+        goal = last_step(folder) + rng.randrange(8)  # checkpoints fall on every second step
+        wait_until(lambda n=goal: last_step(folder) >= n, process)
+        time.sleep(rng.uniform(0.0, 0.05))
         assert process.is_alive()
         process.kill()
         process.join()
         latest = checkpoints.choose_checkpoint(folder / "checkpoints", "latest")
         assert latest is not None and checkpoints.find_problem(latest) is None
         reached.append(int(latest.name[5:]))
-    assert reached == sorted(reached) and reached[-1] > 20
+    assert reached == sorted(reached) and reached[-1] > 20 and len(set(reached)) > 8
     assert run_toy(folder, *steps, "--resume", "latest") == 0
     assert curve(folder) == curve(tmp_path / "whole")
 
 
-def resumed_at(folder):
+def begun(folder):
     """How often the run has begun."""
+    return len(lines_of(folder, "start")) + len(lines_of(folder, "resume"))
+
+
+def last_step(folder):
+    return max((e["step"] for e in lines_of(folder, "train")), default=0)
+
+
+def lines_of(folder, event):
     try:
-        return len(events(folder, "start")) + len(events(folder, "resume"))
-    except (OSError, ValueError):
-        return 0
+        return events(folder, event)
+    except (OSError, ValueError):  # not there yet, or a line is being written
+        return []
 
 
 def start_toy(folder, *arguments, seconds=0.0):
