@@ -114,11 +114,11 @@ def pick_scale(axes: Any, values: np.ndarray) -> None:
     magnitude = np.abs(finite[finite != 0])
     if magnitude.size < 2:
         return
-    low, middle, high = np.quantile(magnitude, [0.02, 0.5, 1.0])
+    low, small, high = np.quantile(magnitude, [0.02, 0.1, 1.0])
     if finite.min() > 0 and high > 30 * low:
         axes.set_yscale("log")
-    elif finite.min() <= 0 and high > 100 * middle:
-        axes.set_yscale("symlog", linthresh=middle)
+    elif finite.min() <= 0 and high > 1000 * small:
+        axes.set_yscale("symlog", linthresh=small)
 
 
 def log_axis(axes: Any, which: str = "x") -> None:
