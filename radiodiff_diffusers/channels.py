@@ -168,3 +168,6 @@ def _needed(scene: Scene, name: str) -> np.ndarray:
     if plane is None:
         raise ValueError(f"this model needs the scene's {name!r}, which it lacks: make the scene with {name}=...")
     return plane
+
+
+from . import channels_indoor  # noqa: E402, F401  (registers the indoor channels; it needs what stands above)

@@ -15,7 +15,7 @@ from importlib import import_module
 COMMANDS = {
     "predict": "predict the radio map of a building picture",
     "simulate": "make training data: many cities x many transmitters x a physics engine",
-    "data": "check, arrange, explore data sets; edge maps of them",
+    "data": "check, arrange, explore and export data sets; edge maps of them",
     "convert": "turn the original RadioDiff's checkpoints into a pipeline folder, and back",
     "gait": "make training data: micro-Doppler spectrograms of walking people",
     "train": "start a training recipe (examples/) through accelerate",
