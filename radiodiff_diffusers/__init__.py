@@ -25,6 +25,8 @@ _HOMES = {
     "GainScale": ".scene",
     "register_channel": ".channels",
     "channel_names": ".channels",
+    "scene_from_file": ".data.layout_files",
+    "simulate": ".data.simulate",
     "open_dataset": ".data.hub",
     "RadioMapSeer": ".data.radiomapseer",
     "ICASSP2025": ".data.icassp2025",

@@ -71,7 +71,7 @@ def run_command(name: str, argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         sys.stderr.close()
         return 0
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"radiodiff {name}: {_one_line(error)}", file=sys.stderr)
         return 2
 
