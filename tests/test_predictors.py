@@ -156,8 +156,8 @@ def test_dominant_path_prepares_a_city_once_and_takes_constants(monkeypatch):
     with_cars = scenes[0].replace(cars=np.eye(40, dtype=bool))
     predictor.load()([scenes[0], with_cars])
     assert len(prepared) == 3  # a new predictor remembers nothing, and cars make another city
-    shallow = predict("dominant_path:shadow_exponent=3.5,roof_loss=20", scenes[0]).gain_db
-    assert np.array_equal(shallow, engines.dominant_path(scenes[0], shadow_exponent=3.5, roof_loss=20).gain_db)
+    shallow = predict("dominant_path:shadow_exponent=3.5,corner_loss=5", scenes[0]).gain_db
+    assert np.array_equal(shallow, engines.dominant_path(scenes[0], shadow_exponent=3.5, corner_loss=5).gain_db)
     assert (shallow < maps[0].gain_db).any()
 
 

@@ -9,7 +9,7 @@
 | `rbf` | radial basis functions through the measurements (scipy, linear kernel) |
 | `kriging` | ordinary kriging of the measurements; gives a standard deviation, too |
 | `trend_kriging` | kriging of what the log-distance fit leaves |
-| `dominant_path` | the dominant-path engine; `dominant_path:corner_loss=3,roof_loss=5` changes its constants |
+| `dominant_path` | the dominant-path engine; `dominant_path:corner_loss=3,shadow_exponent=3` changes its constants |
 | `ray_tracing` | the Sionna RT engine; options likewise |
 | `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
 | `model:FOLDER@1,2,5` | any RadioDiff folder or Hub id; `model:FOLDER+ADAPTER@1` puts a LoRA adapter on it |
