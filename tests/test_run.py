@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 import toy_recipe
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
 
@@ -132,8 +134,8 @@ def test_twenty_kills_lose_nothing(tmp_path):
     assert run_toy(tmp_path / "whole", *steps) == 0
     rng, folder, reached = random.Random(0), tmp_path / "killed", []
     while len(reached) < 20:
-        process = start_toy(folder, *steps, "--resume", "latest", seconds=0.01)
         before = begun(folder)
+        process = start_toy(folder, *steps, "--resume", "latest", seconds=0.01)
         wait_until(lambda n=before: begun(folder) > n, process)
         goal = last_step(folder) + rng.randrange(8)  # checkpoints fall on every second step
         wait_until(lambda n=goal: last_step(folder) >= n, process)
@@ -606,6 +608,50 @@ def test_averages_follow_the_formula_and_batch_norm_too():
     with average.swapped_in():
         assert float(model[1].running_mean.mean()) == pytest.approx(expected, rel=1e-5)
     assert float(model[1].running_mean.mean()) == 7.0 and float(model[0].weight.detach().mean()) == 7.0
+
+
+def run_together(count, folder, *arguments, **options):
+    """As `accelerate launch --cpu --num_processes count` starts them, over gloo; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "LOCAL_WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    processes = []
+    for rank in range(count):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+        given = {"environment": environment, **options}
+        argv = ["--output_dir", str(folder), *arguments]
+        processes.append(PROCESSES.Process(target=toy_recipe.main, args=(argv,), kwargs=given))
+        processes[-1].start()
+    for process in processes:
+        process.join(timeout=400)
+    return [p.exitcode for p in processes]
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """The same global batch, nothing that looks at its own share of it: losses to 1e-4, and weights."""
+    calm = ["--batch_norm_eval", "true", "--max_steps", "6", "--validation.steps", "0"]
+    assert run_together(1, tmp_path / "one", "--batch_size", "4", *calm, dropout=0.0) == [0]
+    assert run_together(2, tmp_path / "two", "--batch_size", "2", *calm, dropout=0.0) == [0, 0]
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
+    assert np.allclose(list(one.values()), list(two.values()), rtol=1e-4)
+    ends = [load_file(tmp_path / f"{n}/checkpoints/step_00000006/models.safetensors") for n in ("one", "two")]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_skip_a_bad_file_together_and_resume(tmp_path):
+    """One sees the bad file, both leave the batch out; nobody waits for ever. Then they resume to the same curve."""
+    steps = ["--max_steps", "10", "--checkpoint_steps", "5"]
+    incidents = [guard.EXIT_FINISHED_WITH_INCIDENTS] * 2
+    assert run_together(2, tmp_path / "run", *steps, bad_sample=3) == incidents
+    bad = events(tmp_path / "run", "guard")
+    assert bad and all(e["files"] == ["map_3"] for e in bad)
+    whole = curve(tmp_path / "run")
+    assert run_together(2, tmp_path / "run", *steps, "--resume", "5", bad_sample=3) == incidents
+    assert curve(tmp_path / "run") == whole and len(whole) == 10
 
 
 def test_samples_depend_on_their_number_alone():

@@ -58,10 +58,10 @@ def toy_model(dropout=0.1):
     )
 
 
-def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None):
+def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None, dropout=0.1):
     """A run and its training step; `wrap_step(step)` lets a test interfere."""
     accelerator = make_accelerator(config.train)
-    model = model or toy_model()
+    model = model or toy_model(dropout)
     samples = Samples(pairs if pairs is not None else toy_pairs(), config.data, config.train.seed)
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=config.train.learning_rate)
 
@@ -78,11 +78,16 @@ def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None):
     return run, wrap_step(training_step) if wrap_step else training_step
 
 
-def main(argv, seconds=0.0):
+def main(argv, seconds=0.0, environment=None, dropout=0.1, bad_sample=None):
     """Train as a script would and leave with the run's exit code; `seconds` slows each step, for a test to hit it."""
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    run, step = make_run(parse_config(ToyConfig, argv))
+    if not os.environ.get("TOY_LOUD"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    pairs = toy_pairs()
+    if bad_sample is not None:
+        pairs[bad_sample] = (pairs[bad_sample][0], RadioMap(np.full((16, 16), np.nan)))
+    run, step = make_run(parse_config(ToyConfig, argv), pairs=pairs, dropout=dropout)
 
     def slow_step(batch):
         time.sleep(seconds)
