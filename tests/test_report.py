@@ -49,6 +49,19 @@ def test_a_run_is_read_by_event(tmp_path):
     assert steps[0] == 10 and losses[0] == 1.0 and len(steps) == 30
 
 
+def test_components_under_the_originals_names_are_known(tmp_path):
+    line = {
+        "event": "train",
+        "step": 1,
+        "loss": 1.0,
+        "loss/rec_loss": 0.5,
+        "loss/logits_real": 0.2,
+        "loss/vf_loss": 3.0,
+    }
+    run = read_run(write_run(tmp_path, [line]))
+    assert run.train[1] == {"loss": 1.0, "loss/reconstruction": 0.5, "loss/real": 0.2, "loss/vf_loss": 3.0}
+
+
 def test_damaged_lines_are_counted_and_skipped(tmp_path):
     folder = write_run(tmp_path, records(20))
     with (folder / "metrics.jsonl").open("ab") as file:

@@ -40,12 +40,16 @@ PARTS = {
     "loss/logvar": "log variance",
     "loss/loss_simple": "noise and drift",
     "loss/loss_vlb": "variational bound",
-    "loss/c": "drift",
-    "loss/noise": "noise",
+    "loss/diffusion": "drift and noise",
+    "loss/perceptual": "perceptual (LPIPS)",
+    "loss/vf_loss": "alignment with the foundation model",
+    "loss/vf_weight": "adaptive weight of the alignment",
+    "loss/vf_cosine": "alignment, marginal cosine",
+    "loss/vf_distance": "alignment, marginal distances",
     "loss/velocity_mse": "velocity, squared error",
     "loss/velocity_cosine": "velocity, direction",
 }
-NO_LOSSES = ("loss/adversarial_weight", "loss/disc_factor", "loss/real", "loss/fake", "loss/logvar")
+NO_LOSSES = ("loss/adversarial_weight", "loss/vf_weight", "loss/disc_factor", "loss/real", "loss/fake", "loss/logvar")
 
 
 def name_of(column: str) -> str:
@@ -129,7 +133,7 @@ def components(run: RunLog, path: Path) -> Path:
 def axis_unit(part: str) -> str:
     if part in ("loss/real", "loss/fake"):
         return "logit"
-    return "weight" if part in ("loss/adversarial_weight", "loss/disc_factor") else "loss"
+    return "weight" if part.endswith(("_weight", "disc_factor")) else "loss"
 
 
 def multi_axis(run: RunLog, path: Path) -> Path:
