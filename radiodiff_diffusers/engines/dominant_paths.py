@@ -125,7 +125,17 @@ def _loss_in(streets: _Streets, scene: Scene, laws: PathLaws) -> np.ndarray:
         rise,
         np.array(astuple(laws)),
     )
+    rows, columns = np.nonzero(ground.on_wall)
+    distance = np.hypot(columns - x, rows - y) * scene.metres_per_pixel
+    in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
+    loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), in_sight))
     return _close_gaps(loss, scene.buildings)
+
+
+def _beside(loss: np.ndarray, on_wall: np.ndarray) -> np.ndarray:
+    """For receivers exactly on a wall, whose rays run along it: what the best place beside them, off the wall, has."""
+    off = np.pad(np.where(on_wall, np.inf, loss), 1, constant_values=np.inf)
+    return np.minimum.reduce([off[1:-1, 2:], off[1:-1, :-2], off[2:, 1:-1], off[:-2, 1:-1]])[on_wall]
 
 
 def _free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, int]:

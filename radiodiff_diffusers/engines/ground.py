@@ -12,6 +12,8 @@ from .wavefront import cross, label_pixels
 
 # Pixels that walls are drawn back, so that pixel centres exactly on a wall, and rays that touch a corner, are free.
 TOUCH = 0.01
+# Pixels from its centre at which a pixel on a wall meets it.
+BESIDE = 0.05
 # Beyond the raster; rays never leave it, so any positive margin does.
 MARGIN = 4.0
 
@@ -24,6 +26,7 @@ class Ground:
     triangles: np.ndarray
     neighbours: np.ndarray
     triangle_of_pixel: np.ndarray  # (H, W), -1 inside walls
+    on_wall: np.ndarray  # (H, W), pixels whose centre lies on a wall
 
     @property
     def mesh(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +54,12 @@ def build_ground(shape: tuple[int, int], walls: shapely.Geometry) -> Ground:
     points, triangles, neighbours = _triangulate(free)
     labels = np.full(shape, -1, np.int32)
     label_pixels(points, triangles, labels)
-    return Ground(points, triangles, neighbours, labels)
+    on_wall = np.zeros(shape, bool)
+    for step in ((-BESIDE, -BESIDE), (-BESIDE, BESIDE), (BESIDE, -BESIDE), (BESIDE, BESIDE)):
+        beside = np.full(shape, -1, np.int32)
+        label_pixels(points + step, triangles, beside)
+        on_wall |= (beside < 0) & (labels >= 0)
+    return Ground(points, triangles, neighbours, labels, on_wall)
 
 
 def _triangulate(area: shapely.Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
