@@ -11,7 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
-from .scene import Scene
+from .geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
+from .scene import RADIOMAPSEER_RASTER_OFFSET, Scene
 
 
 # The dominant-path engine's laws: dB a decade in line of sight and behind corners, dB a corner and a degree of turn.
@@ -51,15 +52,15 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     memory = scene._planes
     if "_detour" not in memory:
         x, y = scene.require_transmitter("a detour channel")
-        blocked = scene.obstacles
-        tall = scene.buildings if scene.building_height > max(scene.transmitter_height, scene.receiver_height) else None
-        obstacle = blocked.astype(np.uint8) * NO_WAY
-        obstacle[blocked & scene.buildings] = NO_WAY if tall is None else ROOF
+        blocked, offset = _walls(scene)
+        tall = scene.building_height > max(scene.transmitter_height, scene.receiver_height)
+        obstacle = scene.obstacles.astype(np.uint8) * NO_WAY
+        obstacle[scene.obstacles & scene.buildings] = ROOF if tall else NO_WAY
         climb = scene.transmitter_height - scene.receiver_height
         rise = scene.building_height - scene.receiver_height
         lit = _straight_rays(scene)[1] <= CUT_CORNER
         memory["_detour"] = _run_front(
-            blocked, obstacle, lit, x, y, *scene.raster_offset, scene.metres_per_pixel, climb, rise
+            blocked, obstacle, lit, x, y, *offset, scene.metres_per_pixel, climb, rise
         )
     return memory["_detour"]
 
@@ -79,9 +80,26 @@ def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     if "_rays" not in memory:
         x, y = scene.require_transmitter("a ray channel")
         cast = _cast_exactly if max(scene.shape) <= LARGEST_EXACT_SIDE else _cast_to_border
-        covered, longest = cast(scene.obstacles, x, y, *scene.raster_offset)
+        blocked, offset = _walls(scene)
+        covered, longest = cast(blocked, x, y, *offset)
         memory["_rays"] = covered * np.float32(scene.metres_per_pixel), longest
     return memory["_rays"]
+
+
+def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:
+    """The raster that rays run through, and where in its pixels the map's points lie.
+
+    A wall on whole metres runs through the centres of pixels, and a raster at the centres puts it half a pixel off. Where
+    the outlines are known they are drawn as RadioMapSeer's masks are, so that such walls lie on the pixels' borders.
+    """
+    if scene.polygons is None:
+        return scene.obstacles, scene.raster_offset
+    walls = rasterize(scene.polygons, scene.shape, RADIOMAPSEER_MASK_OFFSET)
+    if scene.cars is not None:
+        walls |= scene.cars
+    if scene.transmitter_pixel is not None:
+        walls[scene.transmitter_pixel] = False
+    return walls, RADIOMAPSEER_RASTER_OFFSET
 
 
 @njit(cache=True, nogil=True)
@@ -242,7 +260,7 @@ def _run_front(
     front.clear()
     for row in range(height):
         for column in range(width):
-            if lit[row, column] and not blocked[row, column]:
+            if lit[row, column] and obstacle[row, column] == 0:
                 here = row * width + column
                 arrive_x[here], arrive_y[here], arrive_z[here] = (column - x0) * metres, (row - y0) * metres, -climb
                 length[here] = math.sqrt(arrive_x[here] ** 2 + arrive_y[here] ** 2 + climb * climb)
