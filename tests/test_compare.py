@@ -132,6 +132,13 @@ def test_maps_of_different_sizes_fail_alone(folders):
     assert len(result.rows) == 5 and ("2_0" in dict(result.failures)) and "32 x 32" in dict(result.failures)["2_0"]
 
 
+def test_a_path_with_a_letter_wrong_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert module.looks_like_hub_id("someone/radio-maps") and not module.looks_like_hub_id("runs/predictoins")
+    assert not any(map(module.looks_like_hub_id, ("maps", "/a/b", "./a", "../a", "a/b/c", "~/a")))
+
+
 def test_nothing_to_compare_is_one_clear_line(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     save(tmp_path / "other" / "abc.png", gain())
@@ -188,6 +195,7 @@ def test_the_command_and_its_errors(folders, tmp_path, capsys):
     assert "6 pairs, 2 unpaired files, 1 failures" in capsys.readouterr().out
     for words, message in (
         (["nowhere", str(folders[1])], "no such folder, and neither an engine nor a model"),
+        ([str(folders[0]) + "x", str(folders[1])], "no such folder"),
         ([*map(str, folders), "--limit", "0"], "--limit must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
