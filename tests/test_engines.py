@@ -163,6 +163,14 @@ def test_a_city_of_another_size_is_refused():
         dominant_path(Scene(np.zeros((32, 32)), transmitter=(3, 3)), city=prepare(city(box(20, 20, 30, 30))))
 
 
+def test_wrong_constants_are_refused_in_one_line():
+    scene = Scene(np.zeros((16, 16)), transmitter=(3, 3))
+    with pytest.raises(ValueError, match="no constant 'exponent'; it has sight_exponent"):
+        dominant_path(scene, exponent=2.0)
+    with pytest.raises(ValueError, match="corner_loss must be a finite number"):
+        dominant_path(scene, corner_loss=-1.0)
+
+
 def test_without_a_transmitter_one_line_says_so():
     with pytest.raises(ValueError, match="transmitter"):
         dominant_path(Scene(np.zeros((32, 32))))

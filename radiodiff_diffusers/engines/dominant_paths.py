@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
 import shapely
@@ -35,6 +35,20 @@ class PathLaws:
     corner_loss_per_degree: float = 0.154
     largest_turn: float = 70.0
     roof_drop: float = 3.5
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not np.isfinite(value) or (value < 0 and name != "roof_drop"):
+                raise ValueError(f"{name} must be a finite number, not below 0; got {value}")
+
+    @classmethod
+    def of(cls, laws: dict[str, float]) -> PathLaws:
+        """From constants by name; a wrong name is refused in one line."""
+        known = [f.name for f in fields(cls)]
+        for name in laws:
+            if name not in known:
+                raise ValueError(f"dominant_path has no constant {name!r}; it has {', '.join(known)}")
+        return cls(**laws)
 
 
 @dataclass(eq=False)
@@ -74,6 +88,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
     `city` is what `prepare(scene)` made, for many transmitters in one city. Buildings come out at the scale's floor.
     """
     scene.require_transmitter("dominant_path")
+    constants = PathLaws.of(laws)
     if scene._cut_from is not None and city is None:  # the buildings beyond the crop matter
         whole, left, top = scene._cut_from
         height, width = scene.shape
@@ -85,7 +100,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
         raise ValueError(
             f"the city was prepared for {w} x {h} pixels, but the scene has {width} x {height}: prepare it anew"
         )
-    loss = path_loss(scene, city, PathLaws(**laws))
+    loss = path_loss(scene, city, constants)
     at_one_metre = 20.0 * np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT)
     floor = RadioMap.scale.floor_db
     gain = np.where(scene.buildings, floor, np.maximum(-at_one_metre - loss, floor))
