@@ -373,7 +373,7 @@ def two_steps(recipe, stem, folder, cwd, processes, *more):
 
 
 NO_DROPOUT = {
-    "base_channels": 8, "channel_multipliers": [1, 1, 1, 1], "window_sizes": [2, 2, 1, 1], "attention_head_dim": 4,
+    "base_channels": 16, "channel_multipliers": [1, 1, 1, 1], "window_sizes": [2, 2, 1, 1], "attention_head_dim": 4,
     "sample_size": 64, "patch_size": 4, "relation_dropout": 0.0,
     "condition_encoder_config": {"width": 8, "stride": 4, "max_width": 16},
 }  # fmt: skip
