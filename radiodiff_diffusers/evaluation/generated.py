@@ -62,6 +62,8 @@ def cadence(power: np.ndarray, velocity_range: tuple[float, float], duration: fl
     velocities = np.linspace(velocity_range[1], velocity_range[0], len(power))
     body = ridge_velocity(power, velocity_range)
     fast = velocities > 1.6 * body if body > 0 else velocities < 1.6 * body
+    if not fast.any():
+        return float("nan")
     swing = power[fast].mean(axis=0)
     swing = swing - swing.mean()
     count, seconds = len(swing), duration / len(swing)
@@ -86,14 +88,16 @@ class UserClassifier(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 24):
         super().__init__()
-        widths = [1, width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
+        widths = [1, width, 2 * width, 4 * width]
+        for level, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            # a stride in the first layer: at full size it would cost more than all the others
+            shape = {"kernel_size": 5, "padding": 2, "stride": 2} if level == 0 else {"kernel_size": 3, "padding": 1}
+            layers += [nn.Conv2d(before, after, bias=False, **shape), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if level else []
         self.features = nn.Sequential(*layers)
         # the height (velocity) stays, the width (time) is averaged: who it is does not depend on when
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(4 * width * (SIDE // 16), num_classes))
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(4 * width * (SIDE // 8), num_classes))
 
     def forward(self, power: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(power - 0.5).mean(dim=3).flatten(1))
