@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=int, help="at most so many maps, spread over the set")
     group.add_argument("--steps", type=int, help="sampling steps (default: the model's)")
     group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--layout", choices=("png", "polygon"), help="buildings from masks or outlines (default: outlines for engines)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             steps=args.steps,
             seed=args.seed,
+            layout=args.layout,
         )
     else:
         result = compare(

@@ -254,6 +254,7 @@ def compare_predictor(
     seed: int = 0,
     batch_size: int = 4,
     progress: bool = True,
+    layout: str | None = None,
 ) -> Comparison:
     """Predict the maps of a RadioMapSeer-like data set and compare; predictions and truths are kept in `output`."""
     import sys
@@ -263,8 +264,10 @@ def compare_predictor(
     from ..data.radiomapseer import RadioMapSeer
 
     # Engines are exact about walls, and the PNG masks of RadioMapSeer are half a pixel off: they get the outlines.
-    outlines = predictor in ENGINES and (Path(data) / "polygon" / "buildings_complete").is_dir()
-    samples = RadioMapSeer(data, split, simulation=simulation, layout="polygon" if outlines else "png")
+    if layout is None:
+        outlines = predictor in ENGINES and (Path(data) / "polygon" / "buildings_complete").is_dir()
+        layout = "polygon" if outlines else "png"
+    samples = RadioMapSeer(data, split, simulation=simulation, layout=layout)
     count = min(len(samples), limit) if limit else len(samples)
     if not count:
         raise ValueError(f"{data} has no {simulation} maps in the split {split!r}")
