@@ -9,14 +9,13 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-
 FUSIONS = ("concat", "add", "cross_attention")
 
 
 class DualAutoencoderKL(ModelMixin, ConfigMixin):
     r"""
-    The dual VAE for several conditions: `encode(image, condition)` gives one distribution over both latents (first the image's,
-    then the condition's channels), `decode` fuses a sample of it and decodes the image.
+    The dual VAE for several conditions: `encode(image, condition)` gives one distribution over both latents (first
+    the image's, then the condition's channels), `decode` fuses a sample of it and decodes the image.
 
     Parameters:
         in_channels (`int`, defaults to 1): Planes of the image.
@@ -26,8 +25,8 @@ class DualAutoencoderKL(ModelMixin, ConfigMixin):
         block_out_channels (`list[int]`): Widths of the levels; each but the last halves the size.
         layers_per_block (`int`, defaults to 2): Residual blocks a level.
         norm_num_groups (`int`, defaults to 32): Groups of the group norms.
-        fusion (`str`, defaults to `"concat"`): `"concat"` and a 1 x 1 convolution, `"add"`, or `"cross_attention"` of the image's
-            latent to the condition's.
+        fusion (`str`, defaults to `"concat"`): `"concat"` and a 1 x 1 convolution, `"add"`, or `"cross_attention"` of
+            the image's latent to the condition's.
         scaling_factor (`float`, defaults to 0.3): What a diffusion model multiplies latents by.
     """
 
