@@ -21,6 +21,7 @@ EXPONENT = 28.0
 CORNER = 2.26
 PER_DEGREE = 0.154
 LARGEST_TURN = 70.0
+ROOF_DROP = 3.5  # metres below the buildings' height at which ways cross roofs
 
 # Pixels of obstacle in a row that a path may cut off a corner: oblique walls are staircases on a raster, and every stair would
 # else count as a corner. Below 1, so that no path passes through a wall one pixel thick.
@@ -57,7 +58,7 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         obstacle = scene.obstacles.astype(np.uint8) * NO_WAY
         obstacle[scene.obstacles & scene.buildings] = ROOF if tall else NO_WAY
         climb = scene.transmitter_height - scene.receiver_height
-        rise = scene.building_height - scene.receiver_height
+        rise = max(scene.building_height - ROOF_DROP - scene.receiver_height, 0.0)
         lit = _straight_rays(scene)[1] <= CUT_CORNER
         memory["_detour"] = _run_front(
             blocked, obstacle, lit, x, y, *offset, scene.metres_per_pixel, climb, rise
