@@ -160,14 +160,14 @@ def test_scores_of_generated_images(tmp_path):
     real = save_all(tmp_path / "real", {(u, n): striped(u, rng) for u in range(3) for n in range(15)})
     good = save_all(tmp_path / "good", {(u, n): striped(u, rng) for u in range(3) for n in range(6)})
     wrong = save_all(tmp_path / "wrong", {(u, n): striped((u + 1) % 3, rng) for u in range(3) for n in range(6)})
-    scores = generated.evaluate_generated(good, real, steps=30, add_to=2)
+    scores = generated.evaluate_generated(good, real, steps=60, add_to=2)
     assert scores["chance"] == pytest.approx(1 / 3) and scores["held_out_accuracy"] > 0.9
     assert scores["accuracy"] > 0.9 and 0.9 < scores["diversity"] < 1.1 and 0.9 < scores["nearest"] < 1.1
     assert scores["ridge_error"] < 0.15 and scores["copies"] < 0.2
     assert scores["few_real"] == 2 and scores["accuracy_from_few_and_generated"] > 0.8
     text = generated.describe(scores)
     assert "taken for the right user" in text and "with the generated" in text
-    scores = generated.evaluate_generated(wrong, real, steps=30)
+    scores = generated.evaluate_generated(wrong, real, steps=60)
     assert scores["accuracy"] < 0.1 and scores["ridge_error"] > 1 and "few_real" not in scores
 
 

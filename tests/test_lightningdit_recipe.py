@@ -55,8 +55,9 @@ def read(name, *more):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_reads_and_has_a_tiny_one(path):
-    assert read(path.stem).train.output_dir == f"runs/{path.stem}"
-    assert path.stem.endswith("_tiny") or path.with_name(f"{path.stem}_tiny.yaml").exists()
+    assert read(path.stem).train.output_dir.startswith(f"runs/{path.stem}")
+    tiny = {"simulated_users": "micro_doppler_s_tiny"}.get(path.stem, f"{path.stem}_tiny")
+    assert path.stem.endswith("_tiny") or path.with_name(f"{tiny}.yaml").exists()
 
 
 def test_the_guides_numbers():
