@@ -68,7 +68,8 @@ def warm_start(model: nn.Module, where: str, name: str) -> None:
 def existing(where: str) -> Path:
     """`train.init_from` as a path; it may also be a Hub id, owner/name, but no file or folder that is not there."""
     path = Path(where)
-    is_id = len(path.parts) == 2 and not path.suffix and path.parts[0] not in ("/", ".", "..", "~", "runs")
+    is_file = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+    is_id = len(path.parts) == 2 and not is_file and path.parts[0] not in ("/", ".", "..", "~", "runs")
     if not path.exists() and not is_id:
         raise ValueError(f"train.init_from: {where}: no such file or folder")
     return path
