@@ -1,11 +1,11 @@
 """Where the time of a prediction goes: condition, U-Net step, decoding, and a whole map, in each precision.
 
-    python benchmarks/bench_inference.py --preset base --precision fp32 bf16
+    python benchmarks/bench_inference.py --preset base small --precision fp32 bf16
 
 `base` is the published RadioDiff's network (random weights: the time does not depend on them) with its autoencoder;
-`small` and `tiny` work on pixels and have no decoding. Each precision runs in a fresh process, so that the peak memory
-is its own. `--original PATH` (a checkout of UNIC-Lab/RadioDiff whose requirements are installed) times the original
-network's step in the same run, in turn with ours and with the same weights.
+`small` and `tiny` work on pixels and have no decoding. Each row is measured in a process of its own, so that the peak
+memory is its own. `--original PATH` (a checkout of UNIC-Lab/RadioDiff whose requirements are installed) times the
+original network's step beside ours of `base`, in turn and with the same weights.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import time
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SIDE = 256
 
 
 def timed(function, repeats: int = 1) -> float:
@@ -28,113 +29,142 @@ def timed(function, repeats: int = 1) -> float:
     return min(seconds)
 
 
-def original_step(folder: str, unet, inputs):
-    """A function that runs the original's network once, with the weights of ours."""
+def make_unet(preset: str):
+    """An untrained U-Net of that preset, and a sample, a time and a condition for it."""
     import torch
 
-    from radiodiff_diffusers.convert import unet_to_original
+    from radiodiff_diffusers import RadioDiffUNet2DModel
+    from radiodiff_diffusers.models import RADIODIFF_UNET_PRESETS
+
+    torch.manual_seed(0)
+    config = RADIODIFF_UNET_PRESETS[preset]
+    side = SIDE // 4 if is_latent(preset) else SIDE
+    sample = torch.randn(1, config["in_channels"], side, side)
+    condition = torch.rand(1, len(config["condition_channels"]), SIDE, SIDE) * 2 - 1
+    return RadioDiffUNet2DModel(**config).eval(), sample, torch.tensor([0.4]), condition
+
+
+def is_latent(preset: str) -> bool:
+    return preset == "base"
+
+
+def make_autoencoder():
+    """The published RadioDiff's autoencoder, untrained."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=3,
+        block_out_channels=(128, 256, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    ).eval()
+
+
+def measure(preset: str, precision: str, steps: int, repeats: int) -> dict:
+    import torch
+
+    from radiodiff_diffusers import ConstSDEScheduler
+
+    dtype = getattr(torch, DTYPES[precision])
+    unet, sample, t, condition = make_unet(preset)
+    unet = unet.to(dtype)
+    vae = make_autoencoder().to(dtype) if is_latent(preset) else None
+    scheduler = ConstSDEScheduler()
+
+    def sampled():
+        scheduler.set_timesteps(steps)
+        features, x = unet.encode_condition(condition), sample
+        for time_now in scheduler.timesteps:
+            x = scheduler.step(unet(x, time_now, condition_features=features).sample, time_now, x).prev_sample
+
+    with torch.inference_mode():
+        features = unet.encode_condition(condition)
+        unet(sample, t, condition_features=features)  # the first call of everything is slower
+        result = {
+            "condition": timed(lambda: unet.encode_condition(condition), repeats),
+            "step": timed(lambda: unet(sample, t, condition_features=features), repeats),
+            "map_without_decoding": timed(sampled),
+        }
+        if vae is not None:
+            result["decode"] = timed(lambda: vae.decode(sample.to(dtype)), repeats)
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result
+
+
+def compare(folder: str, repeats: int) -> dict:
+    """Seconds of one step of the original's network and of ours with its weights, measured in turn."""
+    import torch
 
     sys.path.insert(0, folder)
     from denoising_diffusion_pytorch.mask_cond_unet import Unet
     from fvcore.common.config import CfgNode
 
+    from radiodiff_diffusers.convert import unet_to_original
+
+    unet, *inputs = make_unet("base")
+    sample, t, condition = inputs
     windows = [[size, size] for size in unet.config.window_sizes]
     cfg = CfgNode({"cond_net": "swin", "without_pretrain": True, "input_size": [80, 80], "fix_bb": False})
     network = Unet(
         dim=128, dim_mults=(1, 2, 4, 4), channels=3, window_sizes1=windows, window_sizes2=windows, cfg=cfg
     ).eval()
     network.load_state_dict(unet_to_original(unet), strict=True)
-    sample, t, condition = inputs
-    difference = (torch.cat(network(*inputs), dim=1) - unet(sample, t, condition).sample).abs().max()
-    return lambda: network(*inputs), float(difference)
-
-
-def measure(preset: str, precision: str, steps: int, repeats: int, original: str | None) -> dict:
-    import torch
-    from diffusers import AutoencoderKL
-
-    from radiodiff_diffusers import ConstSDEScheduler, RadioDiffUNet2DModel
-    from radiodiff_diffusers.models import RADIODIFF_UNET_PRESETS
-
-    torch.manual_seed(0)
-    dtype = getattr(torch, DTYPES[precision])
-    config = RADIODIFF_UNET_PRESETS[preset]
-    unet = RadioDiffUNet2DModel(**config).eval()
-    latent = config["in_channels"] == 3
-    side = 256 // 4 if latent else 256
-    sample = torch.randn(1, config["in_channels"], side, side)
-    condition, t = torch.rand(1, len(config["condition_channels"]), 256, 256) * 2 - 1, torch.tensor([0.4])
-    result = {}
     with torch.no_grad():
-        if original:
-            run, result["difference"] = original_step(original, unet, (sample, t, condition))
-            features = unet.encode_condition(condition)
-            pairs = [(timed(run), timed(lambda: unet(sample, t, condition_features=features))) for _ in range(repeats)]
-            result["original_step"] = min(pair[0] for pair in pairs)
-            result["paired_step"] = min(pair[1] for pair in pairs)
-            del run
-        unet = unet.to(dtype)
         features = unet.encode_condition(condition)
-        unet(sample, t, condition_features=features)
-        result["condition"] = timed(lambda: unet.encode_condition(condition), repeats)
-        result["step"] = timed(lambda: unet(sample, t, condition_features=features), repeats)
-        result["decode"] = 0.0
-        if latent:
-            vae = AutoencoderKL(
-                in_channels=1,
-                out_channels=1,
-                latent_channels=3,
-                block_out_channels=(128, 256, 512),
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-            ).to(dtype)
-            result["decode"] = timed(lambda: vae.decode(sample.to(dtype)), repeats)
+        difference = torch.cat(network(*inputs), dim=1) - unet(sample, t, condition_features=features).sample
+        pairs = [
+            (timed(lambda: network(*inputs)), timed(lambda: unet(sample, t, condition_features=features)))
+            for _ in range(repeats)
+        ]
+    original, ours = (min(column) for column in zip(*pairs, strict=True))
+    return {"original": original, "ours": ours, "difference": float(difference.abs().max())}
 
-        def network_part_of_a_map():
-            scheduler = ConstSDEScheduler()
-            scheduler.set_timesteps(steps)
-            features, x = unet.encode_condition(condition), sample
-            for time_now in scheduler.timesteps:
-                output = unet(x, time_now, condition_features=features).sample
-                x = scheduler.step(output, time_now, x).prev_sample
 
-        result["map_without_decoding"] = timed(network_part_of_a_map)
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return result
+def in_a_process(*arguments) -> dict:
+    """What `measure` or `compare` returns, run by this file in a fresh process."""
+    command = [sys.executable, __file__, "--child", *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="base", help="base (default), small or tiny")
+    parser.add_argument("--preset", nargs="+", default=["base", "small"], choices=["base", "small", "tiny"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
     parser.add_argument("--steps", type=int, default=5, help="sampling steps of a map")
     parser.add_argument("--repeats", type=int, default=3, help="the least of so many is reported")
     parser.add_argument("--original", metavar="PATH", help="a checkout of the original, to time in turn with ours")
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.json:
-        print(json.dumps(measure(args.preset, args.precision[0], args.steps, args.repeats, args.original)))
+    if args.child:
+        name, *values = args.child
+        if name == "measure":
+            result = measure(values[0], values[1], int(values[2]), int(values[3]))
+        else:
+            result = compare(values[0], int(values[1]))
+        print(json.dumps(result))
         return
-    print(f"{args.preset}, 256 x 256, seconds")
-    print("| precision | condition | U-Net step | decoding | map of", args.steps, "steps, decoding apart | peak MB |")
-    print("|---|---|---|---|---|---|")
-    for precision in args.precision:
-        command = [sys.executable, __file__, "--json", "--preset", args.preset, "--precision", precision]
-        command += ["--steps", str(args.steps), "--repeats", str(args.repeats)]
-        command += ["--original", args.original] if args.original and precision == "fp32" else []
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        r = json.loads(output.splitlines()[-1])
-        print(
-            f"| {precision} | {r['condition']:.2f} | {r['step']:.2f} | {r['decode']:.2f}"
-            f" | {r['map_without_decoding']:.2f} | {r['peak_mb']:.0f} |"
-        )
-        if "original_step" in r:
-            ratio = r["original_step"] / r["paired_step"]
+    print(f"One map of {SIDE} x {SIDE}, {args.steps} steps; seconds\n")
+    print("| preset | precision | condition | U-Net step | map without decoding | decoding | peak MB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for preset in args.preset:
+        for precision in args.precision:
+            r = in_a_process("measure", preset, precision, args.steps, args.repeats)
+            decode = f"{r['decode']:.2f}" if "decode" in r else "none"
             print(
-                f"\nThe original's step, condition included, as it runs: {r['original_step']:.2f} s; ours"
-                f" {r['paired_step']:.2f} s: {ratio:.2f}x; largest difference of the outputs {r['difference']:.1e}.\n"
+                f"| {preset} | {precision} | {r['condition']:.3f} | {r['step']:.3f} | {r['map_without_decoding']:.2f}"
+                f" | {decode} | {r['peak_mb']:.0f} |",
+                flush=True,
             )
+    if args.original:
+        r = in_a_process("compare", args.original, args.repeats)
+        print(
+            f"\nThe original's step, condition included as it runs: {r['original']:.2f} s; ours {r['ours']:.2f} s:"
+            f" {r['original'] / r['ours']:.2f}x. Largest difference of the outputs: {r['difference']:.1e}."
+        )
 
 
 if __name__ == "__main__":

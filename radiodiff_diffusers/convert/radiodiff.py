@@ -131,7 +131,9 @@ def unet_from_original(state_dict: Mapping[str, Any], condition_channels: list[s
     names = list(condition_channels or THREE_CHANNELS)
     sizes = read_unet_config(tensors)
     adapter = _needs_adapter(tensors, names)
-    unet = RadioDiffUNet2DModel(**sizes, condition_channels=names, condition_adapter=adapter, **config)
+    with torch.device("meta"):  # every tensor is about to be overwritten: drawing first ones would take seconds
+        unet = RadioDiffUNet2DModel(**sizes, condition_channels=names, condition_adapter=adapter, **config)
+    unet.to_empty(device="cpu")
 
     encoder = sizes["condition_encoder"]
     expected = {original_name(name, encoder): (name, tensor.shape) for name, tensor in unet.state_dict().items()}
