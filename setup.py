@@ -1,9 +1,10 @@
-"""Two folders stand at the top on purpose, as what this project plugs into diffusers; they are installed inside the package."""
+"""Two folders stand at the top on purpose, as what this project plugs into diffusers; they are installed inside the
+package.
+"""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
-
 
 HERE = Path(__file__).parent
 VERSION = "0.1.0"
@@ -58,7 +59,7 @@ EXTRAS["dev"] = [
 setup(
     name="radiodiff_diffusers",
     version=VERSION,
-    description="Radio maps by latent diffusion: RadioDiff, VA-VAE and LightningDiT as plugins of Hugging Face diffusers",
+    description="Radio maps by diffusion: RadioDiff, VA-VAE and LightningDiT as plugins of diffusers",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

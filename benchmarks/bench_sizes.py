@@ -53,7 +53,9 @@ def main() -> None:
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         row = json.loads(answer)
         each = 1e6 * row["seconds"] / size**2
-        print(f"| {size} | {row['seconds']:.2f} | {row['channels']:.2f} | {each:.2f} | {row['above']:.0f} |", flush=True)
+        print(
+            f"| {size} | {row['seconds']:.2f} | {row['channels']:.2f} | {each:.2f} | {row['above']:.0f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

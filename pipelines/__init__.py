@@ -3,5 +3,4 @@
 from .pipeline_lightningdit import LightningDiTPipeline
 from .pipeline_radiodiff import RadioDiffPipeline, RadioDiffPipelineOutput
 
-
 __all__ = ["LightningDiTPipeline", "RadioDiffPipeline", "RadioDiffPipelineOutput"]

@@ -20,7 +20,6 @@ from radiodiff_diffusers.saving import SavedPipelineMixin
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.schedulers.scheduling_const_sde import ConstSDEScheduler
 
-
 EXAMPLE_DOC_STRING = """
     Examples:
         ```py
@@ -109,7 +108,16 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return GAIN_SCALES[self.config.gain_scale]
 
     def check_inputs(
-        self, conditions, num_inference_steps, num_maps, generator, latents, output_type, tile_size, tile_overlap, names
+        self,
+        conditions,
+        num_inference_steps,
+        num_maps,
+        generator,
+        latents,
+        output_type,
+        tile_size,
+        tile_overlap,
+        names,
     ):
         """Everything that can be wrong with a call, said in one line before any work is done."""
         if num_inference_steps < 1:
@@ -117,7 +125,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         if num_maps < 1:
             raise ValueError(f"num_maps must be at least 1; got {num_maps}")
         if isinstance(generator, list) and len(generator) != len(conditions):
-            raise ValueError(f"{len(generator)} generators for {len(conditions)} scenes: give one for each, or one for all")
+            raise ValueError(
+                f"{len(generator)} generators for {len(conditions)} scenes: give one for each, or one for all"
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
         if tile_size is not None and tile_size < 4 * self.vae_scale_factor:
@@ -132,7 +142,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         if unknown:
             raise ValueError(f"a callback can ask for {self._callback_tensor_inputs}, not for {sorted(unknown)}")
 
-    def prepare_conditions(self, scene: Scene | list[Scene] | torch.Tensor) -> tuple[list[torch.Tensor], list[Scene | None]]:
+    def prepare_conditions(
+        self, scene: Scene | list[Scene] | torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[Scene | None]]:
         """Each scene's condition planes, `(channels, height, width)`, and the scene itself where there is one."""
         channels = list(self.unet.config.condition_channels)
         if isinstance(scene, torch.Tensor):
@@ -167,7 +179,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"latents have the shape {tuple(latents.shape)}, expected {expected}")
         return latents.to(device=device, dtype=torch.float32)
 
-    def denoise(self, latents, condition, num_maps, noises, progress, callback=None, callback_names=()) -> torch.Tensor:
+    def denoise(
+        self, latents, condition, num_maps, noises, progress, callback=None, callback_names=()
+    ) -> torch.Tensor:
         """All steps for one batch (of whole maps or of tiles): its final samples."""
         condition = condition.to(device=latents.device, dtype=self.unet.dtype)
         features = self.unet.encode_condition(condition)
@@ -191,7 +205,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """Maps in [-1, 1], `(batch, 1, height, width)`, from final samples."""
         if self.vae is None:
             return latents
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0].float()
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[
+            0
+        ].float()
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -213,11 +229,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         Predict the radio map of every scene.
 
         Args:
-            scene (`Scene`, a list of them, or `torch.Tensor`): What is known; scenes may differ in size. A tensor holds
+            scene (`Scene`, a list of them, or `torch.Tensor`): What is known; scenes may differ in size. A tensor
+                holds
                 ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
             num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation.
-            generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything that
+            generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything
+                that
                 is random. One generator (or a seed) serves every scene from its present state, so that a scene's map
                 does not depend on the others in the call.
             latents (`torch.Tensor`, *optional*): The noise to start from, in place of drawing it.
@@ -226,7 +244,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             tile_overlap (`int`, *optional*): Pixels that neighbouring tiles share; a quarter of a tile where left out.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): Give a [`RadioDiffPipelineOutput`] rather than a tuple.
-            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, kwargs)` after each
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, kwargs)` after
+                each
                 step of each batch; may return `{"latents": ...}`.
             callback_on_step_end_tensor_inputs (`list[str]`): What the callback's `kwargs` hold.
 
@@ -296,7 +315,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """Final maps in [-1, 1] (or latents) of scenes of one size."""
         factor = self.vae_scale_factor
         height, width = condition.shape[-2:]
-        # a border that the autoencoder's strides do not divide is continued with its last pixels, and cut off at the end
+        # a border that the autoencoder's strides do not divide is continued with its last pixels, and cut off at the
+        # end
         condition = F.pad(condition, (0, -width % factor, 0, -height % factor), mode="replicate")
         shape = (self.unet.config.in_channels, condition.shape[-2] // factor, condition.shape[-1] // factor)
         latents = self.prepare_latents(shape, generators, num_maps, device, latents)
@@ -322,7 +342,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 return None if noise is None else noise[window]
 
             final = self.denoise(
-                latents[small.window], condition[tile.window], num_maps, noise_in_tile, progress, callback, callback_names
+                latents[small.window],
+                condition[tile.window],
+                num_maps,
+                noise_in_tile,
+                progress,
+                callback,
+                callback_names,
             )
             result = final if keep_latents else self.decode_latents(final)[:, :1]
             if len(tiles) == 1:
@@ -366,7 +392,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
 
 def _one_each(generator, count: int, device: torch.device) -> list[torch.Generator | None]:
-    """A generator for each scene. One for all is copied as it stands, so every scene draws the same numbers from it."""
+    """A generator for each scene. One for all is copied as it stands: every scene draws the same numbers."""
     if isinstance(generator, int) and not isinstance(generator, bool):
         return [torch.Generator().manual_seed(generator) for _ in range(count)]
     if isinstance(generator, torch.Generator) and count > 1:

@@ -1,7 +1,7 @@
 """Radio maps by diffusion, as plugins of Hugging Face diffusers.
 
-Importing this package is cheap: its names are imported when they are first used. From then on, or from the moment diffusers
-itself is imported, whichever comes first, diffusers' own loaders know our classes (see `registration`).
+Importing this package is cheap: its names are imported when they are first used. From then on, or from the moment
+diffusers itself is imported, whichever comes first, diffusers' own loaders know our classes (see `registration`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .registration import register_with_diffusers
-
 
 __version__ = "0.1.0"
 

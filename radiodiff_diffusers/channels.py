@@ -16,7 +16,8 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `measurements` | -147 dB, or not measured | -47.84 dB | the scene's `measurements` |
 | `measured` | not measured | measured | |
 
-Ray channels see buildings and cars as obstacles. Your own: `@register_channel("name")` on a function `Scene -> (H, W) array`.
+Ray channels see buildings and cars as obstacles. Your own: `@register_channel("name")` on a function `Scene -> (H, W)
+array`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import numpy as np
 from .plugins import load_plugins
 from .rays import detour, distance_metres, obstructed_metres
 from .scene import GainScale, Scene
-
 
 Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
@@ -61,8 +61,8 @@ def check_channels(names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(
-                f"unknown condition channel {name!r}; known: {', '.join(known)}. Another package may have to be installed "
-                "or imported first (see register_channel)"
+                f"unknown condition channel {name!r}; known: {', '.join(known)}. Another package may have "
+                "to be installed or imported first (see register_channel)"
             )
 
 
@@ -130,7 +130,9 @@ def log_distance(scene: Scene) -> np.ndarray:
 def free_space(scene: Scene) -> np.ndarray:
     from .engines import free_space as free_space_engine
 
-    return GainScale.RADIOMAPSEER.to_unit(free_space_engine(scene.replace(buildings=np.zeros_like(scene.buildings), polygons=None)).gain_db)
+    return GainScale.RADIOMAPSEER.to_unit(
+        free_space_engine(scene.replace(buildings=np.zeros_like(scene.buildings), polygons=None)).gain_db
+    )
 
 
 @register_channel("detour_loss")

@@ -1,7 +1,7 @@
 """The command line: `radiodiff COMMAND ...`. Each command is a module of `radiodiff_diffusers.commands`.
 
-A command module has `add_arguments(parser)` and `run(args) -> int`, and imports what is heavy inside `run`, so that help
-answers at once.
+A command module has `add_arguments(parser)` and `run(args) -> int`, and imports what is heavy inside `run`, so that
+help answers at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import logging
 import sys
 from importlib import import_module
-
 
 COMMANDS = {
     "predict": "predict the radio map of a building picture",
@@ -38,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="store_true", help="print the version and leave")
-    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below")
+    parser.add_argument(
+        "command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below"
+    )
     # only the words up to the command are ours; the rest belongs to the command
     split = next((i + 1 for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
     args = parser.parse_args(argv[:split])
@@ -78,7 +79,8 @@ def run_command(name: str, argv: list[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name!r} is not installed: pip install 'radiodiff_diffusers[train,simulate,demo]' has all that any command needs"
+        everything = "pip install 'radiodiff_diffusers[train,simulate,demo]'"
+        return f"the package {error.name!r} is not installed; {everything} has all that any command needs"
     return str(error)
 
 

@@ -1,6 +1,7 @@
 """Other packages' plugins: an entry point in the group `radiodiff_diffusers.plugins` is imported at first use.
 
-What it names may be a module, whose import registers channels, engines or data sets, or a function that does so when called.
+What it names may be a module, whose import registers channels, engines or data sets, or a function that does so when
+called.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ import functools
 import logging
 from importlib.metadata import entry_points
 
-
 ENTRY_POINT_GROUP = "radiodiff_diffusers.plugins"
 logger = logging.getLogger(__name__)
 
 
 @functools.cache
 def load_plugins() -> tuple[str, ...]:
-    """Import every installed plugin once; a broken one is reported and left out. Gives the names of those that loaded."""
+    """Import every installed plugin once, reporting broken ones; gives the names of those that loaded."""
     loaded = []
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:

@@ -14,7 +14,6 @@ from numba import njit
 from .geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
 from .scene import RADIOMAPSEER_RASTER_OFFSET, Scene
 
-
 # The dominant-path engine's laws: dB a decade in line of sight and behind corners, dB a corner and a degree of turn.
 LINE_OF_SIGHT_EXPONENT = 25.0
 EXPONENT = 28.0
@@ -23,32 +22,36 @@ PER_DEGREE = 0.154
 LARGEST_TURN = 70.0
 ROOF_DROP = 3.5  # metres below the buildings' height at which ways cross roofs
 
-# Pixels of obstacle in a row that a path may cut off a corner: oblique walls are staircases on a raster, and every stair would
-# else count as a corner. Below 1, so that no path passes through a wall one pixel thick.
+# Pixels of obstacle in a row that a path may cut off a corner: oblique walls are staircases on a raster, and every
+# stair would else count as a corner. Below 1, so that no path passes through a wall one pixel thick.
 CUT_CORNER = 0.9
-ROOF_EDGE = 1.5  # pixels between a roof's outermost pixel and its wall: from there both the roof and the ground are seen
+ROOF_EDGE = (
+    1.5  # pixels between a roof's outermost pixel and its wall: from there both the roof and the ground are seen
+)
 ROOF, NO_WAY = 1, 2  # what a pixel may be, beside free ground (0)
 TRANSMITTER = -1
 GRAZE = 1e-6  # pixels of obstacle that still count as none
-# Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see `_cast_to_border`).
+# Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see
+# `_cast_to_border`).
 LARGEST_EXACT_SIDE = 1024
 
 
 def obstructed_metres(scene: Scene) -> np.ndarray:
     """(H, W) metres of obstacle on the straight ray from the transmitter to each pixel's centre; 0 is line of sight.
 
-    Exact on the raster up to 1024 pixels a side. Larger scenes are read off rays to every half pixel of the border, whose
-    cost grows with the pixels alone; shadow edges are then true to about half a pixel.
+    Exact on the raster up to 1024 pixels a side. Larger scenes are read off rays to every half pixel of the border,
+    whose cost grows with the pixels alone; shadow edges are then true to about half a pixel.
     """
     return _straight_rays(scene)[0]
 
 
 def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Approximate dominant path to each pixel: its loss in dB beyond 1 m, and the part of it lost in turns; both (H, W).
+    """Approximate dominant path to each pixel: its loss in dB beyond 1 m, and the part of it lost in turns; both (H,
+    W).
 
-    The search and the laws are the dominant-path engine's, round corners and over roofs, but walls are the raster's: it
-    needs no outlines, costs a fraction of the engine, and is true to a decibel or two. A hint for networks, not a map.
-    Inside obstacles it reads infinite and 0.
+    The search and the laws are the dominant-path engine's, round corners and over roofs, but walls are the raster's:
+    it needs no outlines, costs a fraction of the engine, and is true to a decibel or two. A hint for networks, not a
+    map. Inside obstacles it reads infinite and 0.
     """
     memory = scene._planes
     if "_detour" not in memory:
@@ -60,9 +63,7 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         climb = scene.transmitter_height - scene.receiver_height
         rise = max(scene.building_height - ROOF_DROP - scene.receiver_height, 0.0)
         lit = _straight_rays(scene)[1] <= CUT_CORNER
-        memory["_detour"] = _run_front(
-            blocked, obstacle, lit, x, y, *offset, scene.metres_per_pixel, climb, rise
-        )
+        memory["_detour"] = _run_front(blocked, obstacle, lit, x, y, *offset, scene.metres_per_pixel, climb, rise)
     return memory["_detour"]
 
 
@@ -90,8 +91,9 @@ def _straight_rays(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:
     """The raster that rays run through, and where in its pixels the map's points lie.
 
-    A wall on whole metres runs through the centres of pixels, and a raster at the centres puts it half a pixel off. Where
-    the outlines are known they are drawn as RadioMapSeer's masks are, so that such walls lie on the pixels' borders.
+    A wall on whole metres runs through the centres of pixels, and a raster at the centres puts it half a pixel off.
+    Where the outlines are known they are drawn as RadioMapSeer's masks are, so that such walls lie on the pixels'
+    borders.
     """
     if scene.polygons is None:
         return scene.obstacles, scene.raster_offset
@@ -104,9 +106,7 @@ def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 @njit(cache=True, nogil=True)
-def _cast_exactly(
-    blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _cast_exactly(blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float) -> tuple[np.ndarray, np.ndarray]:
     """For every pixel the obstacle on its straight ray, in all and in the longest stretch; both in pixels.
 
     (ox, oy) leads from the centre of an obstacle's pixel to the point that the map gives the gain for.
@@ -122,7 +122,8 @@ def _cast_exactly(
 
 @njit(cache=True, nogil=True, inline="always")
 def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float]:
-    """Pixels of the segment that are blocked, that lie before the first blocked one, and of its longest blocked stretch.
+    """Pixels of the segment that are blocked, that lie before the first blocked one, and of its longest blocked
+    stretch.
 
     Pixel (c, r) covers c - 0.5 .. c + 0.5 and r - 0.5 .. r + 0.5; the segment is cut at every border it crosses.
     """
@@ -168,10 +169,10 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> t
 
 
 @njit(cache=True, nogil=True)
-def _cast_to_border(
-    blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `_cast_exactly`, from rays to every half pixel of a square round the map, each walked once from the transmitter out."""
+def _cast_to_border(blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `_cast_exactly`, from rays to every half pixel of a square round the map, each walked once from the
+    transmitter out.
+    """
     height, width = blocked.shape
     covered = np.zeros((height, width), np.float32)
     longest = np.zeros((height, width), np.float32)
@@ -245,8 +246,9 @@ def _run_front(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss on free pixels, and its part in turns: a front over the pixels, least loss first, one way a pixel.
 
-    Each pixel remembers where its way last turned. A neighbour takes over that point where it sees it, and turns at the
-    pixel itself where it does not. `rise` is how high roofs are above the receivers, `climb` the transmitter above them.
+    Each pixel remembers where its way last turned. A neighbour takes over that point where it sees it, and turns at
+    the pixel itself where it does not. `rise` is how high roofs are above the receivers, `climb` the transmitter above
+    them.
     """
     height, width = blocked.shape
     count = height * width
@@ -305,7 +307,10 @@ def _run_front(
                 source, sx, sy, sz, far, turns = last, lx, ly, lz, last_length, last_turned
                 source_on_roof = last_on_roof
                 if to_roof and last_on_roof:  # from roof to roof an earlier turn on a roof is seen as well
-                    while corner[source] != TRANSMITTER and obstacle[corner[source] // width, corner[source] % width] == ROOF:
+                    while (
+                        corner[source] != TRANSMITTER
+                        and obstacle[corner[source] // width, corner[source] % width] == ROOF
+                    ):
                         source = corner[source]
                     sx, sy, far, turns = float(source % width), float(source // width), length[source], turned[source]
                 z = rise if to_roof else 0.0

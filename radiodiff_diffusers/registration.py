@@ -1,9 +1,9 @@
 """Make diffusers' loaders know this package's classes, as soon as diffusers is there and not before.
 
 diffusers resolves the class names of a saved pipeline in two places: a component's library must be a key of
-`LOADABLE_CLASSES`, and the pipeline's own class must be an attribute of the `diffusers` module. Neither is a documented
-extension point, so this file is the only one that touches them, and `tests/test_registration.py` fails loudly when a newer
-diffusers changes them.
+`LOADABLE_CLASSES`, and the pipeline's own class must be an attribute of the `diffusers` module. Neither is a
+documented extension point, so this file is the only one that touches them, and `tests/test_registration.py` fails
+loudly when a newer diffusers changes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from importlib import import_module
 from types import ModuleType
 
 import wrapt
-
 
 LIBRARY = "radiodiff_diffusers"
 _METHODS = ["save_pretrained", "from_pretrained"]

@@ -1,7 +1,8 @@
-"""The two plain things everything here works on: a `Scene` (what is known of a place) and a `RadioMap` (what is wanted).
+"""The two plain things everything here works on: a `Scene` (what is known of a place) and a `RadioMap` (what is
+wanted).
 
-Coordinates are pixels, x to the right and y down, and pixel centres lie at whole numbers: the transmitter `(3, 5)` stands in
-the middle of column 3, row 5. Gains are dB, heights and distances metres, angles degrees.
+Coordinates are pixels, x to the right and y down, and pixel centres lie at whole numbers: the transmitter `(3, 5)`
+stands in the middle of column 3, row 5. Gains are dB, heights and distances metres, angles degrees.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,8 @@ RADIOMAPSEER_RASTER_OFFSET = (-0.45, 0.45)
 class GainScale:
     """How 8-bit gray values stand for dB: gray 0 is `db_at_0`, gray 255 is `db_at_255`, linear between.
 
-    `floor_db` is what "no signal" reads as (buildings, too), `noise_floor_db` the level below which a receiver hears nothing.
+    `floor_db` is what "no signal" reads as (buildings, too), `noise_floor_db` the level below which a receiver hears
+    nothing.
     """
 
     db_at_0: float
@@ -37,7 +38,9 @@ class GainScale:
     floor_db: float
     noise_floor_db: float
 
-    RADIOMAPSEER = None  # gain: -147 dB .. -47.84 dB; set below, a class cannot hold an instance of itself while it is made
+    RADIOMAPSEER = (
+        None  # gain: -147 dB .. -47.84 dB; set below, a class cannot hold an instance of itself while it is made
+    )
     INDOOR = None  # ICASSP 2025: the gray value is the path loss in dB
 
     def to_gray(self, gain_db: np.ndarray) -> np.ndarray:
@@ -67,8 +70,10 @@ class Scene:
     """What is known of a place. Only `buildings` is always needed; most uses need the `transmitter` as well.
 
     Args:
-        buildings (array, PIL image or path): where buildings are: a boolean array, or a picture with bright buildings on dark ground.
-        transmitter (`(x, y)`, *optional*): its place in pixels. At most 2 pixels inside a wall is taken as drawing error.
+        buildings (array, PIL image or path): where buildings are: a boolean array, or a picture with bright buildings
+            on dark ground.
+        transmitter (`(x, y)`, *optional*): its place in pixels. At most 2 pixels inside a wall is taken as drawing
+            error.
         cars (array, PIL image or path, *optional*): like `buildings`.
         metres_per_pixel (`float`, defaults to 1.0): the scale.
         frequency_hz (`float`, defaults to 5.9e9): the carrier.
@@ -78,9 +83,12 @@ class Scene:
         azimuth (`float`, defaults to 0): where the antenna looks.
         measurements (array, *optional*): gain in dB where it was measured, NaN elsewhere.
         k2 (array, *optional*): the Helmholtz feature of RadioDiff-k², 0..1.
-        raster_offset (`(dx, dy)`, defaults to `(0, 0)`): pixels from a mask pixel's centre to the point the map gives the gain
-            for. RadioMapSeer's masks are drawn half a pixel off its maps (`RADIOMAPSEER_RASTER_OFFSET`); rays then start and end there.
-        polygons (*optional*): the buildings' exact outlines, each a tuple of closed rings of `(x, y)` pixels: outside, then holes.
+        raster_offset (`(dx, dy)`, defaults to `(0, 0)`): pixels from a mask pixel's centre to the point the map gives
+            the gain
+            for. RadioMapSeer's masks are drawn half a pixel off its maps (`RADIOMAPSEER_RASTER_OFFSET`); rays then
+            start and end there.
+        polygons (*optional*): the buildings' exact outlines, each a tuple of closed rings of `(x, y)` pixels: outside,
+            then holes.
             Physics engines prefer them to the raster.
         name (`str`, *optional*): what the scene is called in reports and file names.
     """
@@ -103,7 +111,8 @@ class Scene:
     raster_offset: tuple[float, float] = (0.0, 0.0)
     polygons: tuple[tuple[np.ndarray, ...], ...] | None = None
     name: str | None = None
-    # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the transmitter.
+    # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the
+    # transmitter.
     _cut_from: tuple[Scene, int, int] | None = field(default=None, repr=False)
     _planes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -111,7 +120,9 @@ class Scene:
         self.buildings = _as_mask(self.buildings, "buildings")
         height, width = self.buildings.shape
         if min(height, width) < MIN_SIDE:
-            raise ValueError(f"a scene of {width} x {height} pixels is too small: give at least {MIN_SIDE} x {MIN_SIDE}")
+            raise ValueError(
+                f"a scene of {width} x {height} pixels is too small: give at least {MIN_SIDE} x {MIN_SIDE}"
+            )
         if self.cars is not None:
             self.cars = _as_mask(self.cars, "cars")
             self._check_shape("cars", self.cars)
@@ -120,7 +131,14 @@ class Scene:
                 plane = _as_plane(getattr(self, name), name, allow_nan=name == "measurements")
                 self._check_shape(name, plane)
                 setattr(self, name, plane)
-        for name in ("metres_per_pixel", "frequency_hz", "transmitter_height", "receiver_height", "building_height", "car_height"):
+        for name in (
+            "metres_per_pixel",
+            "frequency_hz",
+            "transmitter_height",
+            "receiver_height",
+            "building_height",
+            "car_height",
+        ):
             setattr(self, name, _as_positive(getattr(self, name), name))
         self.azimuth = _as_number(self.azimuth, "azimuth")
         dx, dy = (_as_number(value, "raster_offset") for value in self.raster_offset)
@@ -130,7 +148,9 @@ class Scene:
         if self.antenna_pattern is not None:
             pattern = np.asarray(self.antenna_pattern, np.float32)
             if pattern.shape != (360,) or not np.isfinite(pattern).all():
-                raise ValueError(f"antenna_pattern must be 360 finite gains in dB, one a degree; got shape {pattern.shape}")
+                raise ValueError(
+                    f"antenna_pattern must be 360 finite gains in dB, one a degree; got shape {pattern.shape}"
+                )
             self.antenna_pattern = pattern
         if self.polygons is not None:
             self.polygons = tuple(tuple(np.asarray(ring, np.float64) for ring in polygon) for polygon in self.polygons)
@@ -140,18 +160,22 @@ class Scene:
     # Making scenes -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_radiomapseer(cls, root: str | Path, map_id: int, tx_id: int, layout: str = "png", **options: Any) -> Scene:
-        """One scene of a RadioMapSeer folder; see `radiodiff_diffusers.data.radiomapseer.read_scene` for the options."""
+    def from_radiomapseer(
+        cls, root: str | Path, map_id: int, tx_id: int, layout: str = "png", **options: Any
+    ) -> Scene:
+        """One scene of a RadioMapSeer folder; `data.radiomapseer.read_scene` tells the options."""
         from .data.radiomapseer import read_scene
 
         return read_scene(root, map_id, tx_id, layout=layout, **options)
 
     def crop(self, x: int, y: int, width: int, height: int) -> Scene:
-        """The part of the scene whose top left pixel is `(x, y)`. The transmitter stays, even where it lies outside."""
+        """The part of the scene whose top left pixel is `(x, y)`. The transmitter stays, also outside of it."""
         full_height, full_width = self.shape
-        if not (0 <= x and 0 <= y and x + width <= full_width and y + height <= full_height and width > 0 and height > 0):
+        if not (
+            0 <= x and 0 <= y and x + width <= full_width and y + height <= full_height and width > 0 and height > 0
+        ):
             raise ValueError(
-                f"crop {width} x {height} at ({x}, {y}) does not lie inside the scene of {full_width} x {full_height} pixels"
+                f"crop {width} x {height} at ({x}, {y}) does not lie inside the scene of {full_width} x {full_height}"
             )
         window = np.s_[y : y + height, x : x + width]
         planes = {
@@ -231,12 +255,12 @@ class Scene:
         height, width = self.shape
         if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
             raise ValueError(
-                f"transmitter ({x:g}, {y:g}) lies outside the map of {width} x {height} pixels (x right, y down, from 0)"
+                f"transmitter ({x:g}, {y:g}) lies outside the map of {width} x {height} pixels (x right, y down)"
             )
         depth = _depth_in_wall(self.buildings, int(np.floor(y + 0.5)), int(np.floor(x + 0.5)))
         if depth > MAX_DEPTH_IN_WALL:
             raise ValueError(
-                f"transmitter ({x:g}, {y:g}) stands inside a building, more than {MAX_DEPTH_IN_WALL} pixels from its edge: move it outside"
+                f"transmitter ({x:g}, {y:g}) stands inside a building, over {MAX_DEPTH_IN_WALL} pixels deep: move it"
             )
         return x, y
 
@@ -321,7 +345,7 @@ class RadioMap:
 
 
 def read_image(source: str | Path | Image.Image) -> np.ndarray:
-    """A picture as one gray plane, uint8 (or float32 where the file holds floats); refused before decoding when too large."""
+    """A picture as one gray plane, uint8 (float32 where the file holds floats); one too large is not even decoded."""
     from PIL import Image, UnidentifiedImageError
 
     where = f"{source}" if isinstance(source, (str, Path)) else "the image"
@@ -330,7 +354,7 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
         image = Image.open(source) if isinstance(source, (str, Path)) else source
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
-                f"{where} is {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} a map may have: cut it into parts"
+                f"{where} is {image.width} x {image.height} pixels, over the {MAX_PIXELS:,} of a map: cut it up"
             )
         if image.mode in {"F", "I", "I;16"}:
             return np.asarray(image, np.float32)
@@ -374,12 +398,14 @@ def _as_array(value: Any, name: str, allow_nan: bool = False) -> np.ndarray:
         raise ValueError(f"{name} must be one (height, width) plane; got shape {plane.shape}")
     if plane.size > MAX_PIXELS:
         height, width = plane.shape
-        raise ValueError(f"{name} is {width} x {height} pixels, more than the {MAX_PIXELS:,} a map may have: cut it into parts")
+        raise ValueError(f"{name} is {width} x {height} pixels, over the {MAX_PIXELS:,} of a map: cut it up")
     if plane.dtype.kind == "f":
         bad = np.isinf(plane) if allow_nan else ~np.isfinite(plane)
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise ValueError(f"{name} has {int(bad.sum())} values that are not finite, the first at column {column}, row {row}")
+            raise ValueError(
+                f"{name} has {int(bad.sum())} values that are not finite, the first at column {column}, row {row}"
+            )
     return plane
 
 

@@ -38,7 +38,9 @@ def test_obstruction_is_exact():
 
 def test_rays_scale_with_the_pixel():
     scene = town()
-    assert np.allclose(rays.obstructed_metres(scene.replace(metres_per_pixel=2.5)), 2.5 * rays.obstructed_metres(scene))
+    assert np.allclose(
+        rays.obstructed_metres(scene.replace(metres_per_pixel=2.5)), 2.5 * rays.obstructed_metres(scene)
+    )
 
 
 def test_rays_turn_with_the_scene():
@@ -91,8 +93,10 @@ def test_border_rays_agree_with_exact_ones():
     assert np.abs(exact - quick).mean() < 0.35
 
 
-@pytest.mark.parametrize("name", ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "free_space",
-                                  "detour_loss", "detour_turn"])  # fmt: skip
+PLAIN = "buildings transmitter visibility obstruction log_distance free_space detour_loss detour_turn".split()
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_channel_of_a_plain_scene_lies_in_range(name):
     plane = compute_channel(name, town())
     assert plane.shape == (96, 96) and plane.dtype == np.float32 and np.abs(plane).max() <= 1

@@ -221,8 +221,10 @@ def test_fingerprint_is_of_weights_not_of_statistics(extracted, tmp_path):
         (lambda f: (f / "latents_rank00_shard002.safetensors").unlink(), "has no latents, expected 2"),
         (lambda f: (f / "latents.json").write_text("{"), "latents.json is damaged"),
         (lambda f: (f / "latents.json").unlink(), "is not finished"),
-        (lambda f: save_file({"labels": torch.zeros(1), "latents": torch.zeros(1, 4, 8, 8)}, f / "x.safetensors"),
-         "does not belong to the other shards"),
+        (
+            lambda f: save_file({"labels": torch.zeros(1), "latents": torch.zeros(1, 4, 8, 8)}, f / "x.safetensors"),
+            "does not belong to the other shards",
+        ),
         (lambda f: [p.unlink() for p in f.glob("*.safetensors")], "holds no shards"),
     ],
 )

@@ -8,7 +8,6 @@ from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffU
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
 from radiodiff_diffusers.scene import GainScale
 
-
 torch.set_num_threads(1)
 
 
@@ -147,7 +146,9 @@ def test_an_autoencoder_s_maps_may_have_any_size():
 
     vae = AutoencoderKL(1, 1, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, latent_channels=2,
                         norm_num_groups=4, sample_size=32, scaling_factor=0.3)  # fmt: skip
-    unet = RadioDiffUNet2DModel(**{**RADIODIFF_UNET_PRESETS["test"], "in_channels": 2, "patch_size": 1, "sample_size": 16})
+    unet = RadioDiffUNet2DModel(
+        **{**RADIODIFF_UNET_PRESETS["test"], "in_channels": 2, "patch_size": 1, "sample_size": 16}
+    )
     pipe = RadioDiffPipeline(unet=unet.eval(), scheduler=ConstSDEScheduler(), vae=vae.eval(), num_inference_steps=1)
     pipe.set_progress_bar_config(disable=True)
     for size in ((32, 32), (33, 47)):

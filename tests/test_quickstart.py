@@ -6,7 +6,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-
 NOTEBOOK = Path(__file__).parent.parent / "examples/quickstart.ipynb"
 
 

@@ -70,7 +70,12 @@ def test_files_that_are_no_maps(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "noise.png").read_bytes()[:1000])
-    for path, line in [("text.png", "not an image"), ("gone.png", "no such file"), (".", "folder"), ("cut.png", "damaged")]:
+    for path, line in [
+        ("text.png", "not an image"),
+        ("gone.png", "no such file"),
+        (".", "folder"),
+        ("cut.png", "damaged"),
+    ]:
         with pytest.raises(ValueError, match=line) as caught:
             Scene(tmp_path / path)
         assert "\n" not in str(caught.value)
@@ -86,7 +91,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)  # the header alone: decoding it would fail
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "huge.png").write_bytes(png)
-    with pytest.raises(ValueError, match="20000 x 20000 pixels, more than"):
+    with pytest.raises(ValueError, match="20000 x 20000 pixels, over"):
         Scene(tmp_path / "huge.png")
 
 

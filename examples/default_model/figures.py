@@ -8,7 +8,6 @@ import numpy as np
 from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline, Scene
 from radiodiff_diffusers.engines import dominant_path
 
-
 IMAGES = Path("docs/images")
 CITY, TRANSMITTER = "examples/city.png", (128, 120)
 

@@ -1,4 +1,6 @@
-"""Write what tests/test_default_model.py expects: some held-out scenes, their truth, and the error of the model as shipped."""
+"""Write what tests/test_default_model.py expects: some held-out scenes, their truth, and the error of the model as
+shipped.
+"""
 
 import hashlib
 import json
@@ -11,7 +13,6 @@ from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline
 from radiodiff_diffusers.data.cities import generate_city, transmitters
 from radiodiff_diffusers.engines import dominant_path
 from radiodiff_diffusers.scene import RadioMap
-
 
 FOLDER = Path("tests/goldens/default_model")
 SEEDS = {"apartments": 5_000_001, "old_town": 5_000_002, "estate": 5_000_003, "perimeter": 5_000_004}
@@ -33,7 +34,11 @@ def main() -> None:
         predicted: RadioMap = pipe(scene.replace(polygons=None), generator=0).maps[0]
         nmse.append(np.square(predicted.gray - gray)[free].sum() / np.square(gray[free]).sum())
     weights = Path(DEFAULT_MODEL) / "unet/diffusion_pytorch_model.safetensors"
-    about = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "nmse": float(np.mean(nmse)), "scenes": expected}
+    about = {
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "nmse": float(np.mean(nmse)),
+        "scenes": expected,
+    }
     (FOLDER / "expected.json").write_text(json.dumps(about, indent=2) + "\n")
     print(about["nmse"], [f"{v:.4f}" for v in nmse])
 

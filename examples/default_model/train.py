@@ -27,14 +27,13 @@ from radiodiff_diffusers.geometry import rasterize
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
 from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 
-
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
 MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
 CACHE = Path("data/default_model_cache")
 HELD_OUT_MADE_UP = 40  # the last made-up cities choose nothing and teach nothing: they tell how training goes
 
 
-# Data: every scene's channels and map, once, in flat files that are mapped into memory -----------------------------------
+# Data: every scene's channels and map, once, in flat files that are mapped into memory -------------------------------
 
 
 def list_maps(folder: Path) -> list[tuple[str, int, int]]:
@@ -45,20 +44,20 @@ def list_maps(folder: Path) -> list[tuple[str, int, int]]:
 def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
 
-    Half of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), half exactly.
+    Half of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), half
+    by their outlines.
     """
     folder, map_id, tx_id = job
     root = Path(folder)
     gray = read_image(root / f"gain/DPM/{map_id}_{tx_id}.png")
     x, y = json.loads((root / f"antenna/{map_id}.json").read_text())[tx_id]
     buildings = read_image(root / f"png/buildings_complete/{map_id}.png") > 127
-    offset = RADIOMAPSEER_RASTER_OFFSET
+    offset, outlines = RADIOMAPSEER_RASTER_OFFSET, None
     if (map_id + tx_id) % 2:
-        offset = (0.0, 0.0)
         rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
-        outlines = [(np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings]
-        buildings = rasterize(outlines, gray.shape)
-    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y), raster_offset=offset)
+        outlines = tuple((np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings)
+        offset, buildings = (0.0, 0.0), rasterize(outlines, gray.shape)
+    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y), raster_offset=offset, polygons=outlines)
     return condition_planes(scene, CHANNELS).astype(np.float16), gray, buildings
 
 
@@ -80,10 +79,12 @@ def prepare(folders: list[Path], workers: int) -> None:
 
 
 class Maps:
-    """Prepared maps of several folders as one list; `batch` gives tensors, each turned one of the square's eight ways."""
+    """Prepared maps of several folders as one list; `batch` gives tensors, turned one of the eight ways."""
 
     def __init__(self, names: list[str], part: slice = slice(None)):
-        self.parts = [[np.load(CACHE / f"{n}_{kind}.npy", mmap_mode="r") for kind in ("planes", "maps", "free")] for n in names]
+        self.parts = [
+            [np.load(CACHE / f"{n}_{kind}.npy", mmap_mode="r") for kind in ("planes", "maps", "free")] for n in names
+        ]
         self.index = [(k, i) for k, (planes, _, _) in enumerate(self.parts) for i in range(len(planes))[part]]
 
     def __len__(self) -> int:
@@ -108,11 +109,11 @@ class Maps:
         return planes.float(), maps[:, None].float() / 127.5 - 1, free[:, None].float()
 
 
-# Training ---------------------------------------------------------------------------------------------------------------
+# Training ----------------------------------------------------------------------------------------------------------
 
 
 def new_model(seed: int) -> RadioDiffUNet2DModel:
-    """A fresh model whose first guess is the approximate dominant path: training starts from physics, not from noise."""
+    """A fresh model whose first guess is the approximate dominant path: training starts from physics."""
     torch.manual_seed(seed)
     model = RadioDiffUNet2DModel(**MODEL)
     head = model.drift_decoder.detail
@@ -129,10 +130,10 @@ def new_model(seed: int) -> RadioDiffUNet2DModel:
 
 
 def loss_of(model, scheduler, planes, maps, free, t, noise) -> torch.Tensor:
-    """Error of map and noise on free ground, squared up to 5 dB and linear beyond; at t = 1 plain regression of the map.
+    """Error of map and noise on free ground, squared up to 5 dB, linear beyond; at t = 1 plain regression.
 
-    Beyond, because some maps cannot be known from the mask: a transmitter in a gap of one pixel is in the street or walled
-    in, 30 dB apart, and a few such maps would else lead the training.
+    Beyond, because some maps cannot be known from the mask: a transmitter in a gap of one pixel is in the street
+    or walled in, 30 dB apart, and a few such maps would else lead the training.
     """
     noised = scheduler.add_noise(maps, noise, t)
     with torch.autocast("cpu", torch.bfloat16):
@@ -165,7 +166,17 @@ def evaluate(model, data: Maps, count: int, batch: int = 8) -> dict[str, float]:
     return {"nmse": float(np.mean(nmse)), "rmse_db": float(np.mean(rmse))}
 
 
-def train(out: Path, train_sets: list[str], hours: float, batch: int, lr: float, one_step: float, seed: int, steps: int, init: Path | None) -> None:
+def train(
+    out: Path,
+    train_sets: list[str],
+    hours: float,
+    batch: int,
+    lr: float,
+    one_step: float,
+    seed: int,
+    steps: int,
+    init: Path | None,
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model, scheduler = new_model(seed), ConstSDEScheduler()
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
@@ -242,7 +253,9 @@ def export(out: Path, folder: Path, num_inference_steps: int) -> None:
     ema.load_state_dict(saved["ema"])
     ema.copy_to(model.parameters())
     scheduler = ConstSDEScheduler(final_denoise=False, clip_sample=True)
-    pipeline = RadioDiffPipeline(unet=model.half().eval(), scheduler=scheduler, num_inference_steps=num_inference_steps)
+    pipeline = RadioDiffPipeline(
+        unet=model.half().eval(), scheduler=scheduler, num_inference_steps=num_inference_steps
+    )
     pipeline.save_pretrained(folder)
     print(f"{folder}: {saved['step']} steps, {saved['seconds'] / 3600:.2f} hours")
 
@@ -262,7 +275,9 @@ def main() -> None:
     command.add_argument("--lr", type=float, default=6e-4)
     command.add_argument("--one-step", type=float, default=0.75, help="share of batches at t = 1")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--init", type=Path, help="another run's resume.pt: start from its weights, with a fresh schedule")
+    command.add_argument(
+        "--init", type=Path, help="another run's resume.pt: start from its weights, with a fresh schedule"
+    )
     command = commands.add_parser("export")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model"))

@@ -2,8 +2,8 @@
 
     radiodiff predict city.png --tx 120,87 -o map.png
 
-The picture shows buildings bright on dark ground; x counts pixels to the right, y downwards. The map's ending chooses what
-is written: .png (8-bit gray, -147 .. -47.84 dB), .npz (exact, with the spread) or .tif (float32 dB).
+The picture shows buildings bright on dark ground; x counts pixels to the right, y downwards. The map's ending chooses
+what is written: .png (8-bit gray, -147 .. -47.84 dB), .npz (exact, with the spread) or .tif (float32 dB).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cars", help="picture of the cars, for models that see them")
     parser.add_argument("--metres-per-pixel", type=float, default=1.0)
     parser.add_argument(
-        "--raster", choices=["exact", "radiomapseer"], default="exact", help="radiomapseer: a mask of that data set, drawn half a pixel off its maps"
+        "--raster",
+        choices=["exact", "radiomapseer"],
+        default="exact",
+        help="radiomapseer: a mask of that data set, drawn half a pixel off its maps",
     )
     parser.add_argument("--frequency", type=float, default=5.9e9, metavar="HZ")
     parser.add_argument("--steps", type=int, help="number of sampling steps; the model's own where left out")
@@ -47,13 +50,18 @@ def run(args: argparse.Namespace) -> int:
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": args.steps, "num_maps": args.num_maps, "tile_size": args.tile_size}
     if args.truth:
-        pipe(scene.crop(0, 0, *scene.shape[::-1]).replace(), **options, generator=args.seed)  # compiles the ray kernels
+        pipe(
+            scene.crop(0, 0, *scene.shape[::-1]).replace(), **options, generator=args.seed
+        )  # compiles the ray kernels
     started = time.perf_counter()
     radio_map = pipe(scene, **options, generator=args.seed).maps[0]
     seconds = time.perf_counter() - started
     path = radio_map.save(args.output)
     print(f"wrote {path.resolve()} ({scene.shape[1]} x {scene.shape[0]} pixels)")
-    print(f"predicted in {seconds:.2f} s on {device}, gain from {radio_map.gain_db.min():.1f} to {radio_map.gain_db.max():.1f} dB")
+    print(
+        f"predicted in {seconds:.2f} s on {device}, gain from {radio_map.gain_db.min():.1f} "
+        f"to {radio_map.gain_db.max():.1f} dB"
+    )
     if args.truth:
         print(_against_engine(args.truth, scene, radio_map))
     return 0
@@ -91,4 +99,6 @@ def _against_engine(name: str, scene, radio_map) -> str:
     free = ~scene.buildings
     error = (radio_map.gain_db - truth.gain_db)[free]
     nmse = np.square((radio_map.gray - truth.gray)[free]).sum() / np.square(truth.gray[free]).sum()
-    return f"against the {name} engine, free ground: NMSE {nmse:.4f} (raw gray), RMSE {np.sqrt(np.mean(error**2)):.2f} dB"
+    return (
+        f"against the {name} engine, free ground: NMSE {nmse:.4f} (raw gray), RMSE {np.sqrt(np.mean(error**2)):.2f} dB"
+    )

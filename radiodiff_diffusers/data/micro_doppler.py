@@ -1,8 +1,8 @@
 """Micro-Doppler spectrograms of people: folders of images by user, and simulated users in the same layout.
 
-    root/user_00/*.png ... root/user_30/*.png      ids count from 0
-    root/ID_1/*.jpg ... root/ID_31/*.jpg           ids count from 1, class 0 is ID_1
-    root/01/Normal_line/*.jpg ...                  ids count from 1, images in folders of walking conditions
+root/user_00/*.png ... root/user_30/*.png      ids count from 0
+root/ID_1/*.jpg ... root/ID_31/*.jpg           ids count from 1, class 0 is ID_1
+root/01/Normal_line/*.jpg ...                  ids count from 1, images in folders of walking conditions
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ class RadioMapSeerFolder:
         return self.manifest().get("size", (256, 256))
 
     def manifest(self) -> dict[str, Any]:
-        """What `radiodiff simulate` wrote down of a simulated set, as fields of a `Scene`, `size` and `raster`; empty for the
-        real one.
+        """What `radiodiff simulate` wrote down of a simulated set, as fields of a `Scene`, `size` and `raster`; empty
+        for the real one.
         """
 
         def read() -> dict[str, Any]:
