@@ -183,7 +183,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self, latents, condition, num_maps, noises, progress, callback=None, callback_names=()
     ) -> torch.Tensor:
         """All steps for one batch (of whole maps or of tiles): its final samples."""
-        condition = condition.to(device=latents.device, dtype=self.unet.dtype)
+        condition = condition.to(latents.device)  # in float32: the model rounds where it can afford to
         features = self.unet.encode_condition(condition)
         if num_maps > 1:
             features = features.repeat_interleave(num_maps)

@@ -21,7 +21,8 @@ class ConditionFeatures(list):
     What [`RadioDiffUNet2DModel.encode_condition`] returns also carries, in `prepared`, everything the U-Net derives
     from the condition alone, so that it is computed once a map and not once a step. It belongs to the weights the
     features were made with: encode again after changing them. `planes` is the condition itself, for models whose
-    output sees it at full resolution. A plain list of tensors may be used in place of this class by models that do not.
+    output sees it at full resolution. A plain list of tensors may be used in place of this class by models that do
+    not.
     """
 
     def __init__(self, features=(), prepared=None, planes=None):
