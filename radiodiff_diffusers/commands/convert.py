@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channels",
         metavar="NAMES",
-        help="condition planes, comma-separated; five (buildings,transmitter,cars,k2,k2) go through the 5-to-3 convolution",
+        help="condition planes, comma-separated; five (buildings,transmitter,cars,k2,k2) are brought to three",
     )
     parser.add_argument("--no-ema", action="store_true", help="take the trained weights, not the averaged ones")
     parser.add_argument("--to-original", action="store_true", help="write a U-Net of ours in the original's format")

@@ -24,14 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from ..channels import distance_metres
 from ..channels_indoor import free_space_loss_db
+from ..rays import distance_metres
 from ..scene import GainScale, RadioMap, Scene
 from .crops import crop_corner, pad_pair
 from .icassp2025 import choose_samples
 from .icassp2025_files import FREQUENCIES, HEIGHT, METRES_PER_PIXEL, ICASSP2025Folder, Name, read_input
 from .plane_cache import PlaneCache
 from .png import read_gray
+from .radiomapseer_writer import write_image, write_whole
 
 MANIFEST = "manifest.json"
 SIZES = {"arranged": 256, "multi-condition": 320}
@@ -161,7 +162,7 @@ def _arrange_one(folder: ICASSP2025Folder, output: Path, name: Name, arrangement
             "target": planes["loss"],
         }
     for kind, picture in pictures.items():
-        _write_image(output / kind / f"{name}.png", picture)
+        write_image(output / kind / f"{name}.png", picture)
     return about
 
 
@@ -170,28 +171,6 @@ def _resize(plane: np.ndarray, size: int, nearest: bool) -> np.ndarray:
 
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(np.asarray(plane, np.float32)).resize((size, size), how))
-
-
-def _write_image(path: Path, picture: np.ndarray) -> None:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _claim(output: Path, arrangement: Arrangement) -> None:
@@ -220,7 +199,7 @@ def _write_manifest(
         "antennas": antennas or {},
         "samples": dict(sorted(entries.items(), key=lambda item: Name.parse(item[0]))),
     }
-    _write(output / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(output / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_manifest(root: Path) -> dict[str, Any]:
