@@ -14,9 +14,8 @@ from .registration import register_with_diffusers
 
 __version__ = "0.1.0"
 
-# The model that ships with the package, and the adapter that turns its maps into ray-traced ones.
+# The folder of the model that ships with the package.
 DEFAULT_MODEL = str(Path(__file__).parent / "default_model")
-RAY_TRACED_ADAPTER = str(Path(__file__).parent / "adapters" / "ray_traced")
 
 _HOMES = {
     "Scene": ".scene",
@@ -41,7 +40,7 @@ _HOMES = {
     "SchedulerMixin": "diffusers",
 }
 
-__all__ = ["DEFAULT_MODEL", "RAY_TRACED_ADAPTER", *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"})]
+__all__ = ["DEFAULT_MODEL", *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"})]
 
 
 def __getattr__(name: str) -> Any:
