@@ -1,4 +1,4 @@
-"""The pictures of the shipped model: docs/images/prediction.png and docs/images/uncertainty.png."""
+"""The picture of the shipped model: docs/images/prediction.png."""
 
 from pathlib import Path
 
@@ -37,14 +37,6 @@ def main() -> None:
     rmse = np.sqrt(np.nanmean(error**2))
     panel(axes[3], error, f"difference, RMSE {rmse:.1f} dB", "dB", vmin=-10, vmax=10, cmap="RdBu_r")
     figure.savefig(IMAGES / "prediction.png", dpi=90)
-
-    several = pipe(scene, num_maps=8, num_inference_steps=5, generator=0).maps[0]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    panel(axes[0], several.gain_db * walls, "mean of 8 samples, 5 steps", "gain (dB)", **gain)
-    panel(axes[1], several.std_db * walls, "their standard deviation", "dB", vmin=0, vmax=6, cmap="magma")
-    error = np.abs(several.gain_db - truth.gain_db) * walls
-    panel(axes[2], error, "absolute error of the mean", "dB", vmin=0, vmax=10, cmap="magma")
-    figure.savefig(IMAGES / "uncertainty.png", dpi=90)
 
 
 if __name__ == "__main__":
