@@ -219,6 +219,7 @@ def test_ten_visitors_are_all_served(page):
         assert all(pool.map(visit, range(10)))
 
 
+@pytest.mark.slow
 def test_in_a_real_browser(page, tmp_path):
     """Load, click, see a map; click elsewhere, see another; download it; hand in a wrong file and read why."""
     playwright = pytest.importorskip("playwright.sync_api")

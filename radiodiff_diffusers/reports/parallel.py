@@ -40,9 +40,12 @@ def run_parallel(
                 bar.update(count)
                 yield result
             return
+        import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
-        with ProcessPoolExecutor(workers, initializer=_single_threaded) as pool:
+        # not forked: a fork of a process whose threads (torch's, OpenMP's) hold locks can hang
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _single_threaded) as pool:
             for result, count in zip(pool.map(function, items), counts, strict=True):
                 bar.update(count)
                 yield result

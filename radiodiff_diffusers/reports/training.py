@@ -7,6 +7,7 @@ markdown, page = write_report("runs/my_ldm")
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -199,7 +200,8 @@ def write_reports(paths: list[str | Path], output: str | Path | None = None, wor
     results: dict[str, Path | str] = {}
     if len(tasks) == 1:
         return {path: _try_report(path, folder) for path, folder in tasks.items()}
-    with ProcessPoolExecutor(max_workers=min(len(tasks), workers or 2)) as pool:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
+    with ProcessPoolExecutor(min(len(tasks), workers or 2), context) as pool:
         jobs = {path: pool.submit(_try_report, path, folder) for path, folder in tasks.items()}
         for path, job in jobs.items():
             results[path] = job.result()
