@@ -27,6 +27,7 @@ INSTALL = [
     "pyyaml>=6.0",
     "tqdm>=4.66",
     "wrapt>=1.16",
+    'isal>=1.7; platform_machine in "x86_64 AMD64 aarch64 arm64"',  # PNGs inflated in a third of the time
 ]
 EXTRAS = {
     "train": [

@@ -92,7 +92,7 @@ def main() -> None:
             make_tree(root, maps=10, transmitters=40)
         data = RadioMapSeer(root, "all")
         order = np.random.default_rng(0).permutation(len(data))[: args.samples]
-        cached = RadioMapSeer(root, "all", cache=PlaneCache(Path(scratch) / "planes", ["visibility", "obstruction"]))
+        cached = RadioMapSeer(root, "all", cache=PlaneCache(Path(scratch) / "planes", RAYS[2:]))
         shards = write_parquet({"train": data}, Path(scratch) / "shards")
         readers = {
             "skimage.io + ToTensor, three files": original_way(root, data.samples),

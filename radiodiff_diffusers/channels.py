@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from .geometry import distance_metres
 from .plugins import load_plugins
-from .rays import detour, distance_metres, obstructed_metres
 from .scene import GainScale, Scene
 
 Channel = Callable[[Scene], np.ndarray]
@@ -112,12 +112,12 @@ def transmitter(scene: Scene) -> np.ndarray:
 
 @register_channel("visibility")
 def visibility(scene: Scene) -> np.ndarray:
-    return _signed(obstructed_metres(scene) <= 1e-6)
+    return _signed(_rays().obstructed_metres(scene) <= 1e-6)
 
 
 @register_channel("obstruction")
 def obstruction(scene: Scene) -> np.ndarray:
-    metres = obstructed_metres(scene)
+    metres = _rays().obstructed_metres(scene)
     return 2.0 * metres / (metres + OBSTRUCTION_HALF) - 1.0
 
 
@@ -137,12 +137,12 @@ def free_space(scene: Scene) -> np.ndarray:
 
 @register_channel("detour_loss")
 def detour_loss(scene: Scene) -> np.ndarray:
-    return np.clip(detour(scene)[0] / 80.0 - 1.0, -1.0, 1.0)
+    return np.clip(_rays().detour(scene)[0] / 80.0 - 1.0, -1.0, 1.0)
 
 
 @register_channel("detour_turn")
 def detour_turn(scene: Scene) -> np.ndarray:
-    return np.clip(detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
+    return np.clip(_rays().detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
 
 
 @register_channel("k2")
@@ -159,6 +159,13 @@ def measurements(scene: Scene) -> np.ndarray:
 @register_channel("measured")
 def measured(scene: Scene) -> np.ndarray:
     return _signed(~np.isnan(_needed(scene, "measurements")))
+
+
+def _rays():
+    """Numba takes 60 MB and half a second: only who casts rays imports it."""
+    from . import rays
+
+    return rays
 
 
 def _signed(mask: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from .channels import distance_metres, register_channel
+from .channels import register_channel
+from .geometry import distance_metres
 from .scene import GainScale, Scene
 
 MOST_DB = 32.0
@@ -100,9 +100,11 @@ def wall_loss_db(scene: Scene, most_walls: int = MOST_WALLS) -> np.ndarray:
     memory = scene._planes
     key = f"_wall_loss_{most_walls}"
     if key not in memory:
+        from .rays import through_walls
+
         x, y = scene.require_transmitter("wall loss")
         walls = _wall_plane(scene, "transmittance")
-        memory[key] = _through_walls(walls, float(x), float(y), most_walls)
+        memory[key] = through_walls(walls, float(x), float(y), most_walls)
     return memory[key]
 
 
@@ -115,48 +117,3 @@ def _wall_plane(scene: Scene, name: str) -> np.ndarray:
 
 def _linear(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((values - low) * (2.0 / (high - low)) - 1.0, -1.0, 1.0).astype(np.float32)
-
-
-@njit(cache=True, nogil=True)
-def _through_walls(walls: np.ndarray, x0: float, y0: float, most_walls: int) -> np.ndarray:
-    """Loss in walls from (x0, y0) to each pixel's centre, through exactly the pixels that the straight line
-    crosses.
-    """
-    height, width = walls.shape
-    loss = np.zeros((height, width), np.float32)
-    start_column, start_row = int(math.floor(x0 + 0.5)), int(math.floor(y0 + 0.5))
-    for end_row in range(height):
-        for end_column in range(width):
-            dx, dy = end_column - x0, end_row - y0
-            step_x, step_y = (1 if dx > 0 else -1), (1 if dy > 0 else -1)
-            per_x = 1.0 / abs(dx) if dx != 0 else math.inf
-            per_y = 1.0 / abs(dy) if dy != 0 else math.inf
-            column, row = start_column, start_row
-            # the share of the way at which the line crosses its next vertical and its next horizontal pixel border
-            next_x = ((column + 0.5 * step_x) - x0) * step_x * per_x if dx != 0 else math.inf
-            next_y = ((row + 0.5 * step_y) - y0) * step_y * per_y if dy != 0 else math.inf
-            total, count, before = np.float32(0.0), 0, np.float32(0.0)
-            for _ in range(abs(end_column - column) + abs(end_row - row) + 1):
-                if 0 <= row < height and 0 <= column < width:
-                    here = walls[row, column]
-                    if before > 0 and here == 0:
-                        total += before
-                        count += 1
-                        if count == most_walls:
-                            break
-                    before = here
-                if min(next_x, next_y) >= 1.0:
-                    break
-                if next_x < next_y:
-                    column += step_x
-                    next_x += per_x
-                elif next_y < next_x:
-                    row += step_y
-                    next_y += per_y
-                else:  # exactly through a corner
-                    column += step_x
-                    row += step_y
-                    next_x += per_x
-                    next_y += per_y
-            loss[end_row, end_column] = total
-    return loss

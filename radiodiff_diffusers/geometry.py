@@ -7,7 +7,7 @@ polygon without holes. Rings may be closed (last point = first) or not, and may 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ import numpy as np
 # corners are whole metres, so many edges run exactly through such points: the small nudge says to whom they belong.
 RADIOMAPSEER_OFFSET = (1e-6, -1e-6)
 RADIOMAPSEER_MASK_OFFSET = (0.5, -0.5 - 1e-6)
+
+if TYPE_CHECKING:
+    from .scene import Scene
 
 Rings = tuple[np.ndarray, ...]
 
@@ -120,3 +123,12 @@ def _edges(polygons: Iterable[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     if not starts:
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, np.int64)
     return np.concatenate(starts), np.concatenate(ends), np.concatenate(owners)
+
+
+def distance_metres(scene: Scene) -> np.ndarray:
+    """(H, W) metres from the transmitter to each pixel's centre, along the ground."""
+    x, y = scene.require_transmitter("a distance channel")
+    height, width = scene.shape
+    across = (np.arange(width, dtype=np.float32) - np.float32(x)) ** 2
+    down = (np.arange(height, dtype=np.float32) - np.float32(y)) ** 2
+    return np.sqrt(across[None, :] + down[:, None]) * np.float32(scene.metres_per_pixel)

@@ -7,6 +7,7 @@ import pytest
 
 from radiodiff_diffusers import channels, rays
 from radiodiff_diffusers.channels import channel_names, compute_channel, condition_planes, register_channel
+from radiodiff_diffusers.geometry import distance_metres
 from radiodiff_diffusers.scene import Scene
 
 
@@ -66,7 +67,7 @@ def test_an_empty_field_is_all_in_sight():
     scene = Scene(np.zeros((32, 48)), transmitter=(10, 20))
     assert (scene.plane("visibility") == 1).all() and (scene.plane("obstruction") == -1).all()
     loss, turn = rays.detour(scene)
-    metres = rays.distance_metres(scene)
+    metres = distance_metres(scene)
     assert np.allclose(loss, 25 * np.log10(np.maximum(metres, 1)), atol=1e-4) and (turn == 0).all()
 
 

@@ -35,6 +35,11 @@ def test_every_style_makes_valid_separate_buildings_on_whole_metres(style):
         assert 0.02 < city.buildings.mean() < 0.65
 
 
+def test_a_block_too_narrow_for_its_building_stays_empty():
+    for seed in (2984338697, *range(50)):
+        assert generate_city(seed).buildings.any()
+
+
 def test_same_seed_same_city_and_other_seed_another():
     one, same, other = generate_city(5), generate_city(5), generate_city(6)
     assert np.array_equal(one.buildings, same.buildings) and one.name == same.name

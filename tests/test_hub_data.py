@@ -326,7 +326,7 @@ def test_the_cache_keeps_channels_of_any_kind(seer, shards, tmp_path):
         data = open_dataset(source, "train", cache=tmp_path / "c", cache_channels=["log_distance"], **options)
         scene, _ = next(iter(data))
         assert "log_distance" in scene._planes
-    assert any((tmp_path / "c").rglob("*.npy"))
+    assert any((tmp_path / "c").rglob("*.int16"))
 
 
 @pytest.mark.parametrize(

@@ -356,15 +356,18 @@ def test_data_loader_workers_read_the_same(tree):
 def test_plane_cache_keeps_channels_and_notices_other_scenes(tree, tmp_path):
     cache = PlaneCache(tmp_path / "planes", ["log_distance"])
     scene, _ = RadioMapSeer(tree, "all", cache=cache)[0]
-    (kept,) = (tmp_path / "planes").rglob("*.npy")
+    (kept,) = (tmp_path / "planes").rglob("*.int16")
     fresh = read_scene(tree, 0, 0).plane("log_distance")
     assert np.abs(scene.plane("log_distance") - fresh).max() < 1e-3
-    np.save(kept, np.full((64, 64), 0.5, np.float16))
-    assert (RadioMapSeer(tree, "all", cache=cache)[0][0].plane("log_distance") == 0.5).all()
-    assert (RadioMapSeer(tree, "all", cache=cache)[1][0].plane("log_distance") != 0.5).any()
+    np.full((64, 64), 16384, np.int16).tofile(kept)
+    assert (RadioMapSeer(tree, "all", cache=cache)[0][0].plane("log_distance").round(3) == 0.5).all()
+    assert (RadioMapSeer(tree, "all", cache=cache)[1][0].plane("log_distance").round(3) != 0.5).any()
     kept.write_bytes(kept.read_bytes()[:100])
     again = RadioMapSeer(tree, "all", cache=cache)[0][0].plane("log_distance")
     assert np.abs(again - fresh).max() < 1e-3
+    moved = scene.replace(raster_offset=(0.3, -0.3))
+    assert cache._key(moved) != cache._key(scene)
+    assert cache._key(read_scene(tree, 0, 0, layout="polygon")) != cache._key(scene)
     crop = read_scene(tree, 0, 0).crop(8, 8, 16, 16)
     assert np.abs(cache.fill(crop).plane("log_distance") - fresh[8:24, 8:24]).max() < 1e-3
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
+from scipy.stats import spearmanr
 
 from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel, Scene
 from radiodiff_diffusers.channels import condition_planes
@@ -113,9 +114,14 @@ class Maps:
 
 
 def new_model(seed: int) -> RadioDiffUNet2DModel:
-    """A fresh model whose first guess is the approximate dominant path: training starts from physics."""
     torch.manual_seed(seed)
     model = RadioDiffUNet2DModel(**MODEL)
+    start_from_physics(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def start_from_physics(model: RadioDiffUNet2DModel) -> None:
+    """Set the output layers so that the first guess is the approximate dominant path, the detour channel itself."""
     head = model.drift_decoder.detail
     torch.nn.init.zeros_(head.conv2.weight)
     torch.nn.init.zeros_(head.conv2.bias)
@@ -126,44 +132,65 @@ def new_model(seed: int) -> RadioDiffUNet2DModel:
     with torch.no_grad():
         head.skip.weight[0, CHANNELS.index("detour_loss")] = -math.sqrt(2) * slope
         head.skip.bias.fill_(-math.sqrt(2) * offset)
-    return model.to(memory_format=torch.channels_last)
 
 
-def loss_of(model, scheduler, planes, maps, free, t, noise) -> torch.Tensor:
-    """Error of map and noise on free ground, squared up to 5 dB, linear beyond; at t = 1 plain regression.
-
-    Beyond, because some maps cannot be known from the mask: a transmitter in a gap of one pixel is in the street
-    or walled in, 30 dB apart, and a few such maps would else lead the training.
-    """
-    noised = scheduler.add_noise(maps, noise, t)
+def predict(model, noised, t, planes) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
-        drift, predicted = model(noised, t, planes).sample.float().chunk(2, dim=1)
-    share = free.sum((1, 2, 3)).clamp_min(1)
-    huber = 2 * torch.nn.functional.huber_loss(drift, -maps, reduction="none", delta=0.1)
-    error = (huber * free).sum((1, 2, 3)) / share
-    if bool((t == 1).all()):
-        return error.mean()
-    return (error + 0.1 * ((predicted - noise).square() * free).sum((1, 2, 3)) / share).mean()
+        drift, noise = model(noised, t, planes).sample.float().chunk(2, dim=1)
+    return drift, noise
+
+
+def on_free_ground(error: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+    return ((error * free).sum((1, 2, 3)) / free.sum((1, 2, 3)).clamp_min(1)).mean()
+
+
+def huber(guess: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Squared error up to 5 dB, linear beyond: some maps cannot be known from the mask (a transmitter in a gap of one
+    pixel is in the street or walled in, 30 dB apart), and a few such maps would else lead the training."""
+    return 2 * torch.nn.functional.huber_loss(guess, maps, reduction="none", delta=0.1)
+
+
+def mean_loss(model, planes, maps, free) -> torch.Tensor:
+    """From an empty start the model gives one map, the mean: regression."""
+    drift, _ = predict(model, torch.zeros_like(maps), torch.ones(len(maps)), planes)
+    return on_free_ground(huber(-drift, maps), free)
+
+
+def spread_loss(model, planes, maps, free, generator) -> torch.Tensor:
+    """From noise it gives samples: the CRPS of two of them, which is least when they scatter as the truth does."""
+    noise = torch.randn(2 * len(maps), *maps.shape[1:], generator=generator)
+    drift, _ = predict(model, noise, torch.ones(len(noise)), planes.repeat(2, 1, 1, 1))
+    one, two = (-drift).chunk(2)
+    crps = ((one - maps).abs() + (two - maps).abs() - (one - two).abs()) / 2
+    return 0.1 * on_free_ground(crps, free)  # as steep as the regression's loss at 5 dB
+
+
+def denoising_loss(model, scheduler, planes, maps, free, generator) -> torch.Tensor:
+    """Drift and noise at any time, for those who take more than one step."""
+    noise = torch.randn(maps.shape, generator=generator)
+    t = scheduler.sample_timesteps(len(maps), generator)
+    drift, predicted = predict(model, scheduler.add_noise(maps, noise, t), t, planes)
+    return on_free_ground(huber(-drift, maps) + 0.1 * (predicted - noise).square(), free)
 
 
 @torch.inference_mode()
-def evaluate(model, data: Maps, count: int, batch: int = 8) -> dict[str, float]:
-    """One-step maps: NMSE and RMSE in dB on free ground, per map and averaged."""
+def evaluate(model, data: Maps, count: int, samples: int = 4) -> dict[str, float]:
+    """Mean maps: NMSE and RMSE in dB on free ground; samples: how well their spread ranks the error."""
     model.eval()
-    nmse, rmse = [], []
+    scores = []
     generator = torch.Generator().manual_seed(0)
-    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
-    for start in range(0, len(rows), batch):
-        planes, maps, free = data.batch(rows[start : start + batch])
-        noise = torch.randn(maps.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            drift = model(noise, 1.0, planes).sample.float().chunk(2, dim=1)[0]
-        guess, truth = (1 - drift.clamp(-1, 1)) / 2, (1 + maps) / 2
-        square = ((guess - truth).square() * free).sum((1, 2, 3))
-        nmse += (square / (truth.square() * free).sum((1, 2, 3))).tolist()
-        rmse += ((square / free.sum((1, 2, 3))).sqrt() * 99.16).tolist()
+    for row in np.linspace(0, len(data) - 1, min(count, len(data))).astype(int):
+        planes, maps, free = data.batch([row])
+        start = torch.cat([torch.zeros_like(maps), torch.randn(samples, *maps.shape[1:], generator=generator)])
+        guesses = (1 - predict(model, start, 1.0, planes)[0].clamp(-1, 1)) / 2
+        ground, truth = free[0, 0] > 0, (1 + maps[0, 0]) / 2
+        error = (guesses[0, 0] - truth)[ground]
+        nmse = float(error.square().sum() / truth[ground].square().sum())
+        spread = guesses[1:, 0].std(0)[ground]
+        ranked = float(spearmanr(spread, error.abs())[0])
+        scores.append((nmse, float(error.square().mean().sqrt()) * 99.16, ranked))
     model.train()
-    return {"nmse": float(np.mean(nmse)), "rmse_db": float(np.mean(rmse))}
+    return {name: round(float(v), 5) for name, v in zip(("nmse", "rmse_db", "rank"), np.mean(scores, 0), strict=True)}
 
 
 def train(
@@ -172,7 +199,8 @@ def train(
     hours: float,
     batch: int,
     lr: float,
-    one_step: float,
+    spread: float,
+    denoising: float,
     seed: int,
     steps: int,
     init: Path | None,
@@ -188,6 +216,7 @@ def train(
     resume, done, spent = out / "resume.pt", 0, 0.0
     if init and not resume.exists():
         model.load_state_dict(torch.load(init, weights_only=True)["model"])
+        start_from_physics(model)
         ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     if resume.exists():
         saved = torch.load(resume, weights_only=True)
@@ -213,22 +242,26 @@ def train(
         rows = [int(rng.choice(data.rows_of(name))) for name in rng.integers(len(train_sets), size=batch)]
         planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
         planes = planes.contiguous(memory_format=torch.channels_last)
-        noise = torch.randn(maps.shape, generator=generator)
-        t = torch.ones(batch) if rng.random() < one_step else scheduler.sample_timesteps(batch, generator)
-        loss = loss_of(model, scheduler, planes, maps, free, t, noise)
+        kind = rng.random()
+        if kind < denoising:
+            loss = denoising_loss(model, scheduler, planes, maps, free, generator)
+        elif kind < denoising + spread:
+            half = slice(len(maps) // 2)
+            loss = spread_loss(model, planes[half], maps[half], free[half], generator)
+        else:
+            loss = mean_loss(model, planes, maps, free)
+            running.append(loss.item())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
             optimizer.step()
             ema.step(model.parameters())
         optimizer.zero_grad()
-        if float(t[0]) == 1.0:
-            running.append(loss.item())
         if time.monotonic() - last > 240 or step == steps - 1:
             last = time.monotonic()
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
-            scores = {name: evaluate(model, maps_, 32) for name, maps_ in watched.items()}
+            scores = {name: evaluate(model, maps_, 24) for name, maps_ in watched.items()}
             ema.restore(model.parameters())
             row = {"step": step + 1, "hours": now / 3600, "loss": float(np.mean(running[-200:] or [0])), **scores}
             print(json.dumps(row), flush=True)
@@ -273,7 +306,8 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=10**9)
     command.add_argument("--batch", type=int, default=8)
     command.add_argument("--lr", type=float, default=6e-4)
-    command.add_argument("--one-step", type=float, default=0.75, help="share of batches at t = 1")
+    command.add_argument("--spread", type=float, default=0.3, help="share of batches that train the samples' spread")
+    command.add_argument("--denoising", type=float, default=0.1, help="share of batches at t < 1")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(
         "--init", type=Path, help="another run's resume.pt: start from its weights, with a fresh schedule"
@@ -286,7 +320,18 @@ def main() -> None:
     if args.command == "prepare":
         prepare(args.data, args.workers)
     elif args.command == "train":
-        train(args.out, args.sets, args.hours, args.batch, args.lr, args.one_step, args.seed, args.steps, args.init)
+        train(
+            args.out,
+            args.sets,
+            args.hours,
+            args.batch,
+            args.lr,
+            args.spread,
+            args.denoising,
+            args.seed,
+            args.steps,
+            args.init,
+        )
     else:
         export(args.out, args.folder, args.steps)
 

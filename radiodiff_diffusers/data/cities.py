@@ -163,6 +163,8 @@ def _lay_out(style: Style, extent: tuple[float, float], rng: np.random.Generator
         if not nearby.dwithin(shapely.Point(*middle[0]), np.hypot(width, height) / 2):
             continue
         for building in style.fill(width, height, rng):
+            if building.is_empty:  # a block too narrow for its courtyard's wings
+                continue
             placed = shapely.transform(building, lambda points, x=x, y=y: bend(points + (x, y)) @ turn + centre)
             if open_ground is None or not open_ground(np.array(placed.centroid.coords[0]) - centre):
                 found.append(placed)

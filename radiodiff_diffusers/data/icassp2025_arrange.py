@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..channels_indoor import free_space_loss_db
-from ..rays import distance_metres
+from ..geometry import distance_metres
 from ..scene import GainScale, RadioMap, Scene
 from .crops import crop_corner, pad_pair
 from .icassp2025 import choose_samples

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from ..geometry import distance_metres
 from ..plugins import load_plugins
-from ..rays import distance_metres
 from ..scene import GainScale, RadioMap, Scene
 
 Predict = Callable[[list[Scene]], list[RadioMap]]

@@ -404,7 +404,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """A context that computes in the model's half precision; without effect in a float32 model."""
         if self.dtype not in HALF_PRECISIONS or x.dtype in HALF_PRECISIONS:
             return nullcontext()
-        return torch.autocast(x.device.type, dtype=self.dtype)
+        return torch.autocast(x.device.type, dtype=self.dtype, cache_enabled=False)  # each weight serves once
 
     def _run(self, block, *inputs):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
