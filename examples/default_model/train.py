@@ -30,6 +30,7 @@ from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
 MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
+USUAL_ENERGY = 0.1  # of gray / 255 on free ground, squared
 CACHE = Path("data/default_model_cache")
 HELD_OUT_MADE_UP = 40  # the last made-up cities choose nothing and teach nothing: they tell how training goes
 
@@ -140,20 +141,25 @@ def predict(model, noised, t, planes) -> tuple[torch.Tensor, torch.Tensor]:
     return drift, noise
 
 
-def on_free_ground(error: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    return ((error * free).sum((1, 2, 3)) / free.sum((1, 2, 3)).clamp_min(1)).mean()
+def on_free_ground(error: torch.Tensor, maps: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+    """The mean over free ground, and over maps by their energy, as the NMSE counts them: 1 dB costs more where all is
+    faint."""
+    ground = free.sum((1, 2, 3)).clamp_min(1)
+    energy = (((1 + maps) / 2).square() * free).sum((1, 2, 3)) / ground
+    weight = (USUAL_ENERGY / energy.clamp_min(1e-6)).clamp(0.25, 4)
+    return ((error * free).sum((1, 2, 3)) / ground * weight).mean()
 
 
 def huber(guess: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Squared error up to 5 dB, linear beyond: some maps cannot be known from the mask (a transmitter in a gap of one
+    """Squared error up to 10 dB, linear beyond: some maps cannot be known from the mask (a transmitter in a gap of one
     pixel is in the street or walled in, 30 dB apart), and a few such maps would else lead the training."""
-    return 2 * torch.nn.functional.huber_loss(guess, maps, reduction="none", delta=0.1)
+    return 2 * torch.nn.functional.huber_loss(guess, maps, reduction="none", delta=0.2)
 
 
 def mean_loss(model, planes, maps, free) -> torch.Tensor:
     """From an empty start the model gives one map, the mean: regression."""
     drift, _ = predict(model, torch.zeros_like(maps), torch.ones(len(maps)), planes)
-    return on_free_ground(huber(-drift, maps), free)
+    return on_free_ground(huber(-drift, maps), maps, free)
 
 
 def spread_loss(model, planes, maps, free, generator) -> torch.Tensor:
@@ -162,7 +168,7 @@ def spread_loss(model, planes, maps, free, generator) -> torch.Tensor:
     drift, _ = predict(model, noise, torch.ones(len(noise)), planes.repeat(2, 1, 1, 1))
     one, two = (-drift).chunk(2)
     crps = ((one - maps).abs() + (two - maps).abs() - (one - two).abs()) / 2
-    return 0.1 * on_free_ground(crps, free)  # as steep as the regression's loss at 5 dB
+    return 0.1 * on_free_ground(crps, maps, free)  # as steep as the regression's loss at 5 dB
 
 
 def denoising_loss(model, scheduler, planes, maps, free, generator) -> torch.Tensor:
@@ -170,7 +176,7 @@ def denoising_loss(model, scheduler, planes, maps, free, generator) -> torch.Ten
     noise = torch.randn(maps.shape, generator=generator)
     t = scheduler.sample_timesteps(len(maps), generator)
     drift, predicted = predict(model, scheduler.add_noise(maps, noise, t), t, planes)
-    return on_free_ground(huber(-drift, maps) + 0.1 * (predicted - noise).square(), free)
+    return on_free_ground(huber(-drift, maps) + 0.1 * (predicted - noise).square(), maps, free)
 
 
 @torch.inference_mode()
