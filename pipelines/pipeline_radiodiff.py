@@ -70,6 +70,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         vae ([`AutoencoderKL`], *optional*): Between latents and maps; a model without one works on pixels.
         num_inference_steps (`int`, defaults to 5): The number of steps that suits the model.
         gain_scale (`str`, defaults to `"radiomapseer"`): What its gray values mean: `"radiomapseer"` or `"indoor"`.
+        mean_map (`bool`, defaults to `False`): The model was trained to give the mean map in one step from no noise at
+            all, and samples from noise: where one map and one step are asked, it starts from zeros.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -85,6 +87,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         vae: AutoencoderKL | None = None,
         num_inference_steps: int = 5,
         gain_scale: str = "radiomapseer",
+        mean_map: bool = False,
     ):
         super().__init__()
         if gain_scale not in GAIN_SCALES:
@@ -92,7 +95,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         if unet is not None:
             check_channels(unet.config.condition_channels)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(num_inference_steps=num_inference_steps, gain_scale=gain_scale)
+        self.register_to_config(num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map)
         vae = getattr(self, "vae", None)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae else 1
 
@@ -238,7 +241,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 holds
                 ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
-            num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation.
+            num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. One of a
+                model with `mean_map` is its mean map, whatever the generator.
             generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything
                 that
                 is random. One generator (or a seed) serves every scene from its present state, so that a scene's map
@@ -324,6 +328,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         # end
         condition = F.pad(condition, (0, -width % factor, 0, -height % factor), mode="replicate")
         shape = (self.unet.config.in_channels, condition.shape[-2] // factor, condition.shape[-1] // factor)
+        if latents is None and self.config.mean_map and num_maps == 1 and self._num_timesteps == 1:
+            latents = torch.zeros(len(condition), *shape)
         latents = self.prepare_latents(shape, generators, num_maps, device, latents)
         # every tile sees its part of the same noise, whatever the order of the tiles
         drawn: dict[int, torch.Tensor] = {}

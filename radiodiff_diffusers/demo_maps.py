@@ -30,12 +30,15 @@ def scene_from_upload(path: str | Path, metres_per_pixel: float = 1.0) -> Scene:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ValueError(f"the file has {size / 1e6:.0f} MB; at most {MAX_FILE_BYTES // 1_000_000} MB are taken here")
-    if path.suffix.lower() in {".geojson", ".json"}:
-        from .data.layout_files import scene_from_file
+    try:
+        if path.suffix.lower() in {".geojson", ".json"}:
+            from .data.layout_files import scene_from_file
 
-        scene = scene_from_file(path, metres_per_pixel=metres_per_pixel)
-    else:
-        scene = Scene(_bright_buildings(read_image(path)), metres_per_pixel=metres_per_pixel)
+            scene = scene_from_file(path, metres_per_pixel=metres_per_pixel)
+        else:
+            scene = Scene(_bright_buildings(read_image(path)), metres_per_pixel=metres_per_pixel)
+    except ValueError as error:  # users know the file's name, not the folder that the page keeps it in
+        raise ValueError(str(error).replace(str(path), path.name)) from None
     return _checked(scene)
 
 

@@ -155,6 +155,7 @@ class SwinConditionEncoder(nn.Module):
         self.stages = nn.ModuleList(swin.features[1::2])
         self.merges = nn.ModuleList(swin.features[2::2])
         self.out_channels = [embed_dim * 2**stage for stage in range(len(depths))]
+        self.gradient_checkpointing = False
 
     def forward(self, condition: torch.Tensor) -> list[torch.Tensor]:
         x = self.patch_embed(condition)
@@ -162,7 +163,11 @@ class SwinConditionEncoder(nn.Module):
         for index, stage in enumerate(self.stages):
             if index:
                 x = self.merges[index - 1](x)
-            x = stage(x)
+            for block in stage:
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    x = self._gradient_checkpointing_func(block, x)
+                else:
+                    x = block(x)
             features.append(x.permute(0, 3, 1, 2).contiguous())
         return features
 

@@ -93,7 +93,8 @@ def load_model(name: str | None = None) -> Any:
     if name in RADIODIFF_UNET_PRESETS:
         from .. import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel
 
-        return RadioDiffPipeline(RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS[name]), ConstSDEScheduler())
+        unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS[name])
+        return RadioDiffPipeline(unet, ConstSDEScheduler(), _published_autoencoder() if name == "base" else None)
     name = name or DEFAULT_MODEL
     folder = Path(name)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
@@ -108,6 +109,23 @@ def load_model(name: str | None = None) -> Any:
     import radiodiff_diffusers  # noqa: F401  its classes are known to diffusers from here on
 
     return DiffusionPipeline.from_pretrained(name)
+
+
+def _published_autoencoder() -> Any:
+    """The autoencoder that the published RadioDiff's latents come from, untrained."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=3,
+        block_out_channels=(128, 256, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        sample_size=256,
+        scaling_factor=0.3,
+    )
 
 
 def _load_single(folder: Path) -> Any:

@@ -128,6 +128,7 @@ class Job:
 class SampleResult:
     sample: Sample
     shape: tuple[int, int] | None = None
+    place: tuple[float, float, float] | None = None
     loss: np.ndarray | None = None
     reflectance: np.ndarray | None = None
     transmittance: np.ndarray | None = None
@@ -150,13 +151,27 @@ def scan_sample(job: Job) -> SampleResult:
         result.shape = rgb.shape[:2]
         result.reflectance = np.bincount(rgb[..., 0].ravel(), minlength=256)
         result.transmittance = np.bincount(rgb[..., 1].ravel(), minlength=256)
+    place = result.place = in_column_and_row(job.place, rgb)
     frequency = FREQUENCIES_HZ.get(job.sample.frequency)
-    if loss is not None and job.place is not None and frequency is not None:
-        free = np.clip(free_space_loss(loss.shape, job.place, frequency, job.pattern), 0, 199).astype(np.int32)
+    if loss is not None and place is not None and frequency is not None:
+        free = np.clip(free_space_loss(loss.shape, place, frequency, job.pattern), 0, 199).astype(np.int32)
         result.free_against_true = np.bincount(
             (free // 2).ravel() * 128 + (loss // 2).ravel(), minlength=100 * 128
         ).reshape(100, 128)
     return result
+
+
+def in_column_and_row(
+    place: tuple[float, float, float] | None, rgb: np.ndarray | None
+) -> tuple[float, float, float] | None:
+    """The place as (x, y, azimuth): some copies of the set name row and column X and Y; the distances tell."""
+    if place is None or rgb is None or not rgb[..., 2].any():
+        return place
+    from ..data.icassp2025_files import distance_error
+
+    x, y, azimuth = place
+    distance = rgb[..., 2].astype(np.float32)
+    return min(((x, y), (y, x)), key=lambda here: distance_error(distance, here)) + (azimuth,)
 
 
 def _read_rgb(job: Job, result: SampleResult) -> np.ndarray | None:
@@ -219,7 +234,7 @@ def describe(root: Path, folder: Path, workers: int | None, seed: int, progress:
         [
             ("What is there", "Samples by building, antenna and frequency.", _counts(samples, at("counts")), ""),
             ("Sizes and transmitters", "How large the buildings are, and where transmitters stand and look.",
-             _places(results, jobs, at("places")), "No picture could be read."),
+             _places(results, at("places")), "No picture could be read."),
             ("Antennas", "Radiation patterns, polar and flat.", _patterns(patterns, at("patterns")),
              "There is no Radiation_Patterns folder."),
             ("Path loss", "Histograms of the path loss in dB.", _losses(results, at("path_loss")),
@@ -261,7 +276,7 @@ def _counts(samples: list[Sample], path: Path) -> Path:
         return style.save(figure, path)
 
 
-def _places(results: list[SampleResult], jobs: list[Job], path: Path) -> Path | None:
+def _places(results: list[SampleResult], path: Path) -> Path | None:
     shapes = {r.sample.building: r.shape for r in results if r.shape}
     if not shapes:
         return None
@@ -273,17 +288,20 @@ def _places(results: list[SampleResult], jobs: list[Job], path: Path) -> Path | 
             a.annotate(f"B{building}", (w, h), textcoords="offset points", xytext=(4, 3), fontsize=7)
         style.label(a, "Size of the buildings", "width [m]", "height [m]")
         a.margins(0.12)
-        placed = [(j, shapes[j.sample.building]) for j in jobs if j.place and j.sample.building in shapes]
+        placed = [(r, shapes[r.sample.building]) for r in results if r.place and r.sample.building in shapes]
         if placed:
-            x = [j.place[0] / shape[1] for j, shape in placed]
-            y = [j.place[1] / shape[0] for j, shape in placed]
+            x = [r.place[0] / shape[1] for r, shape in placed]
+            y = [r.place[1] / shape[0] for r, shape in placed]
             b.plot(x, y, ".", markersize=3, alpha=0.4, color=style.BLUE)
             b.set(xlim=(0, 1), ylim=(1, 0))
             style.label(b, f"Transmitters: {len(placed):,}", "share of the width", "share of the height, downwards")
-            directed = [j.place[2] % 360 for j, _ in placed if j.sample.antenna != 1]
-            c.hist(directed or [0], bins=np.arange(0, 361, 15), color=style.BLUE)
-            c.set_xticks(range(0, 361, 90))
-            style.label(c, "Where directed antennas look", "azimuth [degrees]", "samples")
+            directed = [r.place[2] % 360 for r, _ in placed if r.sample.antenna != 1]
+            if directed:
+                c.hist(directed, bins=np.arange(0, 361, 15), color=style.BLUE)
+                c.set_xticks(range(0, 361, 90))
+                style.label(c, "Where directed antennas look", "azimuth [degrees]", "samples")
+            else:
+                style.message(c, "no directed antennas")
         else:
             style.message(b, "no positions")
             style.message(c, "no positions")
@@ -432,9 +450,9 @@ def _samples(jobs: list[Job], path: Path, seed: int, rows: int = 3) -> Path | No
                 for axes in row:
                     style.message(axes, f"{job.sample.name}\nis damaged")
                 continue
-            frequency = FREQUENCIES_HZ.get(job.sample.frequency)
-            known = job.place is not None and frequency is not None
-            free = free_space_loss(loss.shape, job.place, frequency, job.pattern) if known else None
+            frequency, place = FREQUENCIES_HZ.get(job.sample.frequency), in_column_and_row(job.place, rgb)
+            known = place is not None and frequency is not None
+            free = free_space_loss(loss.shape, place, frequency, job.pattern) if known else None
             excess = None if free is None else loss - free
             limit = 0 if excess is None else style.error_limit(excess)
             panels = (
@@ -450,7 +468,7 @@ def _samples(jobs: list[Job], path: Path, seed: int, rows: int = 3) -> Path | No
                     continue
                 low, high = limits or (0, max(float(plane.max()), 1))
                 image = axes.imshow(plane, cmap=colours, vmin=low, vmax=high)
-                mark = (job.place[0], job.place[1]) if job.place else None
+                mark = place[:2] if place else None
                 on_light = colours == style.ERROR_COLOURS
                 style.finish_map(axes, title, plane.shape, mark, METRES_PER_PIXEL, on_light)
                 figure.colorbar(image, ax=axes, label=unit, fraction=0.046, pad=0.02)

@@ -167,7 +167,7 @@ def _read_json_line(run: RunLog, line: str, previous: _Previous) -> str | None:
         # A recipe may log a component under the original's name for it.
         record = {ORIGINAL_NAMES.get(k.removeprefix("loss/"), k) if "/" in k else k: v for k, v in record.items()}
         values = {k: float(v) for k, v in record.items() if _is_number(v) and k not in {"event", "step"}}
-        values.update({k: math.nan for k, v in record.items() if v in {"NaN", "nan"} or (v is None and "loss" in k)})
+        values.update({k: math.nan for k, v in record.items() if v in ("NaN", "nan") or (v is None and "loss" in k)})
         _follow(run, record["step"], values, previous)
     else:
         {"validation": run.validations, "guard": run.guards, "checkpoint": run.checkpoints}[event].append(record)
