@@ -10,8 +10,9 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `obstruction` | no building on the straight ray | infinitely much | 2 o / (o + 40 m) - 1 for o metres |
 | `log_distance` | 0 m | 10 km and more | log10(1 + d) / 2 - 1 for d metres |
 | `free_space` | -147 dB and less | -47.84 dB and more | free-space gain on RadioMapSeer's scale |
-| `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along an approximate dominant path, / 80 - 1 |
+| `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along the dominant path, / 80 - 1 |
 | `detour_turn` | none | 80 dB and more | the part of it that is lost in turns, / 40 - 1 |
+| `outlines_known` | walls are guessed from the mask | the scene has `polygons` | |
 | `k2` | 0 | 1 | the scene's `k2` |
 | `measurements` | -147 dB, or not measured | -47.84 dB | the scene's `measurements` |
 | `measured` | not measured | measured | |
@@ -143,6 +144,11 @@ def detour_loss(scene: Scene) -> np.ndarray:
 @register_channel("detour_turn")
 def detour_turn(scene: Scene) -> np.ndarray:
     return np.clip(_rays().detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
+
+
+@register_channel("outlines_known")
+def outlines_known(scene: Scene) -> np.ndarray:
+    return np.full(scene.shape, -1.0 if scene.polygons is None else 1.0, np.float32)
 
 
 @register_channel("k2")

@@ -7,6 +7,7 @@ import pytest
 
 from radiodiff_diffusers import channels, rays
 from radiodiff_diffusers.channels import channel_names, compute_channel, condition_planes, register_channel
+from radiodiff_diffusers.engines import dominant_path
 from radiodiff_diffusers.geometry import distance_metres
 from radiodiff_diffusers.scene import Scene
 
@@ -86,15 +87,32 @@ def test_one_wall_costs_one_corner():
     assert loss[y, x] == pytest.approx(28 * np.log10(length) + in_turns, abs=5)
 
 
+def test_the_detour_is_the_engines_way():
+    scene = town(96, 5, (50, 47))
+    gain = dominant_path(scene).gain_db
+    loss, _ = rays.detour(scene)
+    free = ~scene.buildings
+    at_one_metre = 20 * np.log10(4 * np.pi * scene.frequency_hz / 299_792_458)
+    assert np.allclose(gain[free], np.maximum(-at_one_metre - loss[free], -147), atol=1e-3)
+
+
+def test_a_scene_says_whether_its_outlines_are_known():
+    scene = town()
+    assert (scene.plane("outlines_known") == -1).all()
+    square = (np.array([[10, 10], [20, 10], [20, 20], [10, 20]], float),)
+    assert (scene.replace(polygons=(square,)).plane("outlines_known") == 1).all()
+
+
 def test_border_rays_agree_with_exact_ones():
     scene = town(200, 3, (101, 97))
-    exact, _ = rays._cast_exactly(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
-    quick, _ = rays._cast_to_border(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
+    exact = rays._cast_exactly(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
+    quick = rays._cast_to_border(scene.obstacles, *map(float, scene.transmitter), 0.0, 0.0)
     assert ((exact > 0) == (quick > 0)).mean() > 0.97
     assert np.abs(exact - quick).mean() < 0.35
 
 
-PLAIN = "buildings transmitter visibility obstruction log_distance free_space detour_loss detour_turn".split()
+PLAIN = "buildings transmitter visibility obstruction log_distance free_space".split()
+PLAIN += ["detour_loss", "detour_turn", "outlines_known"]
 
 
 @pytest.mark.parametrize("name", PLAIN)

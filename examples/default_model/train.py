@@ -29,6 +29,7 @@ from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
 from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
+CHANNELS += ["outlines_known"]
 MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
 USUAL_ENERGY = 0.1  # of gray / 255 on free ground, squared
 CACHE = Path("data/default_model_cache")
@@ -46,21 +47,23 @@ def list_maps(folder: Path) -> list[tuple[str, int, int]]:
 def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
 
-    Half of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), half
-    by their outlines.
+    A third of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), a
+    third by their outlines, and a third as a mask at the pixels' centres.
     """
     folder, map_id, tx_id = job
     root = Path(folder)
     gray = read_image(root / f"gain/DPM/{map_id}_{tx_id}.png")
     x, y = json.loads((root / f"antenna/{map_id}.json").read_text())[tx_id]
-    buildings = read_image(root / f"png/buildings_complete/{map_id}.png") > 127
-    offset, outlines = RADIOMAPSEER_RASTER_OFFSET, None
-    if (map_id + tx_id) % 2:
+    transmitter = (x, len(gray) - 1 - y)
+    view = (map_id + tx_id) % 3
+    if view == 0:
+        buildings = read_image(root / f"png/buildings_complete/{map_id}.png") > 127
+        scene = Scene(buildings, transmitter, raster_offset=RADIOMAPSEER_RASTER_OFFSET)
+    else:
         rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
         outlines = tuple((np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings)
-        offset, buildings = (0.0, 0.0), rasterize(outlines, gray.shape)
-    scene = Scene(buildings, transmitter=(x, len(gray) - 1 - y), raster_offset=offset, polygons=outlines)
-    return condition_planes(scene, CHANNELS).astype(np.float16), gray, buildings
+        scene = Scene(rasterize(outlines, gray.shape), transmitter, polygons=outlines if view == 1 else None)
+    return condition_planes(scene, CHANNELS).astype(np.float16), gray, scene.buildings
 
 
 def prepare(folders: list[Path], workers: int) -> None:

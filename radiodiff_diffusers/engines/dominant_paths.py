@@ -100,35 +100,38 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
         raise ValueError(
             f"the city was prepared for {w} x {h} pixels, but the scene has {width} x {height}: prepare it anew"
         )
-    loss = path_loss(scene, city, constants)
+    loss, _ = path_losses(scene, city, constants)
     at_one_metre = 20.0 * np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT)
     floor = RadioMap.scale.floor_db
     gain = np.where(scene.buildings, floor, np.maximum(-at_one_metre - loss, floor))
     return RadioMap(gain.astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
 
 
-def path_loss(scene: Scene, city: City, laws: PathLaws) -> np.ndarray:
-    """dB beyond the free-space loss at 1 m on every pixel (infinite in buildings, and where no path leads)."""
-    loss = _loss_in(city.open, scene, laws)
+def path_losses(scene: Scene, city: City, laws: PathLaws) -> tuple[np.ndarray, np.ndarray]:
+    """dB beyond the free-space loss at 1 m on every pixel (infinite in buildings, and where no path leads), and the
+    part of them that is lost in turns."""
+    loss, turned = _losses_in(city.open, scene, laws)
     above = scene.car_height - min(scene.transmitter_height, scene.receiver_height)
     if city.parked is not None and above >= 0:
         # Cars are walls that may be passed over once: a turn up and a turn down, as steep as half a car's length makes
         # them.
         steep = np.degrees(np.arctan2(above, HALF_CAR))
         over = 2.0 * (laws.corner_loss + laws.corner_loss_per_degree * min(steep, laws.largest_turn))
-        loss = np.minimum(_loss_in(city.parked, scene, laws), loss + over)
+        round_cars, turned_round = _losses_in(city.parked, scene, laws)
+        turned = np.where(round_cars <= loss + over, turned_round, turned + over)
+        loss = np.minimum(round_cars, loss + over)
         loss[scene.cars & ~scene.buildings] = np.inf
-    return loss
+    return loss, np.where(np.isfinite(loss), turned, 0.0)
 
 
-def _loss_in(streets: _Streets, scene: Scene, laws: PathLaws) -> np.ndarray:
+def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws) -> tuple[np.ndarray, np.ndarray]:
     x, y, home = _free_start(streets, *scene.transmitter)
     rise = scene.building_height - laws.roof_drop - scene.receiver_height
     climb = scene.transmitter_height - scene.receiver_height
     passable = scene.buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
     obstacle = np.where(streets.blocked, np.where(passable, 1, 2), 0).astype(np.int8)
     ground = streets.ground
-    loss = run_front(
+    loss, turned = run_front(
         x,
         y,
         home,
@@ -144,7 +147,7 @@ def _loss_in(streets: _Streets, scene: Scene, laws: PathLaws) -> np.ndarray:
     distance = np.hypot(columns - x, rows - y) * scene.metres_per_pixel
     in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
     loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), in_sight))
-    return _close_gaps(loss, scene.buildings)
+    return _close_gaps(loss, scene.buildings), turned
 
 
 def _beside(loss: np.ndarray, on_wall: np.ndarray) -> np.ndarray:

@@ -131,7 +131,8 @@ def turn_loss(ax, ay, az, bx, by, bz, laws):
 
 @njit(**OPTIONS)
 def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws):
-    """Loss in dB beyond 1 m on every free pixel, infinite on obstacles and where no way leads.
+    """Loss in dB beyond 1 m on every free pixel, and the part of it that is lost in turns; infinite and 0 on
+    obstacles and where no way leads.
 
     `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the
     receivers, `climb` how high the transmitter is above them.
@@ -230,9 +231,9 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
                 loss[q], turning_point[q] = here, s
                 heapq.heappush(front, (here, q))
 
-    loss = loss.reshape(height, width)
+    loss, turned = loss.reshape(height, width), turned.reshape(height, width)
     for r in range(height):
         for c in range(width):
             if obstacle[r, c] != 0:
-                loss[r, c] = np.inf
-    return loss
+                loss[r, c], turned[r, c] = np.inf, 0.0
+    return loss, turned
