@@ -109,9 +109,9 @@ def test_what_is_written(folders, tmp_path):
     assert text.count("data:image/png;base64,") == 5 and not re.findall(r'(?:src|href)="(?!data:|#)', text)
     for part in (
         "6 pairs",
-        "1 predictions have no truth: 8_0",
-        "1 truths have no prediction: 7_0",
-        "1 pairs could not",
+        "1 prediction without truth: 8_0",
+        "1 truth without prediction: 7_0",
+        "1 pair could not",
     ):
         assert part in text
     assert "too strong by 1.9 dB" in text

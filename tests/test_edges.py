@@ -178,7 +178,7 @@ def test_the_page_writes_no_edge_maps(images, tmp_path):
     (images / "gain/DPM/0_0.png").write_bytes(b"")
     _, page = analyze_edges(images, tmp_path / "page", workers=1, progress=False)
     text = page.read_text()
-    assert "40 images" in text and "1 of the measured images cannot be read" in text
+    assert "40 images" in text and "1 measured image could not be read" in text
     assert all(f">{name}" in text for name in METHODS) and text.count("data:image/png;base64,") == 2
     assert {p.parent.name for p in (tmp_path / "page").rglob("*.png")} == {"figures"}
 

@@ -112,7 +112,7 @@ def test_damaged_and_missing_files_are_listed_and_not_fatal(maps):
     }  # fmt: skip
     assert read_tree(maps).missing == {"gain/DPM": ["2_1.png"], "png/buildings_complete": ["1.png"]}
     text = explore(maps, workers=1, progress=False)[1].read_text()
-    assert "4 files could not be read" in text and "2 files are missing" in text and "gain/IRT4/0_1.png" in text
+    assert "4 files could not be read" in text and "2 files missing" in text and "gain/IRT4/0_1.png" in text
 
 
 def test_a_set_with_only_gain_maps_says_what_it_lacks(maps, tmp_path):
@@ -164,7 +164,7 @@ def test_the_indoor_page(indoor):
     text = explore(indoor, workers=1, progress=False)[1].read_text()
     assert len(list((indoor / "explore" / "figures").glob("*.png"))) == 7
     assert "8 samples" in text and "2 files could not be read" in text
-    assert "1 samples lack an input picture: B2_Ant1_f1_S0" in text and "4 samples lack an antenna pattern" in text
+    assert "1 sample without an input picture: B2_Ant1_f1_S0" in text and "4 samples without an antenna pattern" in text
     assert "2 gains where 360 were expected" in text
 
 
@@ -187,7 +187,7 @@ def test_the_spectrogram_page(tmp_path):
             save(tmp_path / label / f"{i}.png", rng.integers(0, 255, (48, 40, 3)))
     (tmp_path / "ID_2" / "3.png").write_bytes(b"")
     text = explore(tmp_path, workers=1, progress=False)[1].read_text()
-    assert "9 pictures of 3 classes" in text and "1 files could not be read" in text
+    assert "9 pictures of 3 classes" in text and "1 file could not be read" in text
     assert "Unbalanced: 2 pictures of ID_1, 4 of ID_10" in text
     assert len(list((tmp_path / "explore" / "figures").glob("*.png"))) == 5
 

@@ -188,7 +188,7 @@ def test_what_is_wrong_is_named(tmp_path, word, kind, loss, extra):
 
 def test_silence_and_end(tmp_path):
     run = read_run(write_run(tmp_path / "a", records(400)))
-    assert [f.kind for f in diagnosis.diagnose(run, NOW + 7200) if "No news for 2.0 hours" in f.text] == ["warn"]
+    assert [f.kind for f in diagnosis.diagnose(run, NOW + 7200) if "No news for 2 hours" in f.text] == ["warn"]
     run = read_run(write_run(tmp_path / "b", records(400), [{"event": "end", "step": 4000, "status": "failed"}]))
     assert kinds(run, "status `failed`") == ["bad"]
     run = read_run(write_run(tmp_path / "d", records(400), [{"event": "end", "step": 4000, "status": "stopped"}]))
@@ -252,7 +252,7 @@ def test_the_page_stands_alone_and_is_updated_in_place(run_folder):
     for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", markdown.read_text()):
         with Image.open(markdown.parent / name) as picture:
             assert min(picture.size) > 30
-    assert "4,000 of 5,000 steps (80.0%)" in first and "1 validation pictures are missing or cannot be read" in first
+    assert "4,000 of 5,000 steps (80.0%)" in first and "1 validation picture missing or not readable" in first
     assert "loss &lt;b&gt;above&lt;/b&gt;" in first, "what the log says is escaped"
     files = sorted(p.name for p in page.parent.rglob("*"))
     training.write_report(run_folder)

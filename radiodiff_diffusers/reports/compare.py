@@ -316,7 +316,7 @@ def _predictions(
 def write_comparison(total: Comparison, output: str | Path, predicted: str, true: str) -> tuple[Path, Path]:
     """`pairs.csv`, `summary.csv`, the figures, and the page as Markdown and HTML."""
     from . import compare_figures as figures
-    from .document import Document
+    from .document import Document, counted
 
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -340,16 +340,16 @@ def write_comparison(total: Comparison, output: str | Path, predicted: str, true
         document.note(
             "warn", f"Predictions are too {'strong' if bias > 0 else 'weak'} by {abs(bias):.1f} dB on average."
         )
-    for text, names in (
-        ("predictions have no truth", total.unpaired_predictions),
-        ("truths have no prediction", total.unpaired_truths),
+    for one, other, names in (
+        ("prediction", "truth", total.unpaired_predictions),
+        ("truth", "prediction", total.unpaired_truths),
     ):
         if names:
             shown = ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")
-            document.note("warn", f"{len(names):,} {text}: {shown}.")
+            document.note("warn", f"{counted(len(names), one)} without {other}: {shown}.")
     if total.failures:
         name, reason = total.failures[0]
-        document.note("bad", f"{len(total.failures):,} pairs could not be compared; the first: {name}: {reason}")
+        document.note("bad", f"{counted(len(total.failures), 'pair')} could not be compared; the first: {name}: {reason}")
     document.table(
         ["score", "mean", "spread", "median", "smallest", "largest", "maps", "left out"],
         [[TITLES.get(name, name), *(v[k] for k in ("mean", "std", "median", "min", "max", "count", "left_out"))]

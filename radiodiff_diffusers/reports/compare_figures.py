@@ -24,6 +24,7 @@ def distributions(total: Comparison, path: Path) -> Path:
                 style.message(axes, "not defined for any map")
                 continue
             axes.hist(values, bins=_edges(values), color=style.BLUE)
+            style.count_axis(axes)
             axes.axvline(np.median(values), color=style.ORANGE, label=f"median {np.median(values):.4g}")
             style.label(axes, "", TITLES[name], "maps")
             axes.margins(y=0.25)
@@ -32,11 +33,11 @@ def distributions(total: Comparison, path: Path) -> Path:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """30 bins over all values but the farthest per cent, which the outermost bins take in."""
+    """Up to 30 bins over all values but the farthest per cent, which the outermost bins take in."""
     low, high = np.quantile(values, [0.0, 0.99]) if len(values) > 100 else (values.min(), values.max())
     if high <= low:
         return np.linspace(low - 0.5 * abs(low) - 1e-3, low + 0.5 * abs(low) + 1e-3, 12)
-    edges = np.linspace(low, high, 31)
+    edges = np.linspace(low, high, int(np.clip(len(values) // 3, 8, 30)) + 1)
     edges[-1] = max(edges[-1], values.max())
     return edges
 
@@ -52,8 +53,9 @@ def pairs(total: Comparison, rows: list[dict], path: Path, title: str) -> Path:
         for axes, (row, prediction, truth, error) in zip(grid, loaded, strict=True):
             metres = truth.metres_per_pixel if truth.metres_per_pixel != 1.0 else total.metres_per_pixel
             text = f"prediction, SSIM {row['ssim']:.3f}"
+            # Walls are where the truth says so, on both: what a prediction puts inside them is in the error.
+            walls = truth.gray == 0 if truth.scale.db_at_0 < truth.scale.db_at_255 else None
             for panel, shown, title_ in ((axes[0], truth, f"{row['name']}: truth"), (axes[1], prediction, text)):
-                walls = shown.gray == 0 if shown.scale.db_at_0 < shown.scale.db_at_255 else None
                 image = style.gain_map(
                     panel, shown.gain_db, shown.scale, title_, walls, metres_per_pixel=metres, colorbar=False
                 )

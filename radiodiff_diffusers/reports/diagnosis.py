@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .document import counted, format_cell
 from .run_log import RunLog, resume_table
 
 LOWER_IS_BETTER = ("nmse", "rmse", "mae", "rmse_db", "mae_db", "lpips", "loss")
@@ -34,6 +35,14 @@ def comparable_losses(run: RunLog) -> tuple[np.ndarray, np.ndarray]:
     if start is not None and (steps >= start).sum() >= 12:
         return steps[steps >= start], losses[steps >= start]
     return steps, losses
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1.5 minutes."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}{'' if f'{seconds / size:.3g}' == '1' else 's'}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
@@ -141,7 +150,7 @@ def not_finite(run: RunLog) -> list[Finding]:
     if not found:
         return []
     first = min(found, key=lambda name: found[name][1])
-    names = ", ".join(f"`{name}` ({count} times)" for name, (count, _) in found.items())
+    names = ", ".join(f"`{name}` ({counted(count, 'time')})" for name, (count, _) in found.items())
     return [
         Finding(
             "bad",
@@ -154,6 +163,9 @@ def not_finite(run: RunLog) -> list[Finding]:
 
 def diverging(run: RunLog) -> list[Finding]:
     steps, losses = comparable_losses(run)
+    jumps = [row["step"] for row in resume_table(run) if _jumped(run, row)]
+    if jumps and (steps >= jumps[-1]).sum() >= 20:  # a jump at a resume is a finding of its own
+        steps, losses = steps[steps >= jumps[-1]], losses[steps >= jumps[-1]]
     if len(steps) < 20:
         return []
     curve = smooth(losses, 0.05)
@@ -166,7 +178,8 @@ def diverging(run: RunLog) -> list[Finding]:
         return [
             Finding(
                 "bad",
-                f"Diverging: the loss was {low:.4g} at step {int(steps[at]):,} and is {last:.4g} now.",
+                f"Diverging: the loss was {format_cell(float(low))} at step {int(steps[at]):,} and is "
+                f"{format_cell(float(last))} now.",
                 f"Go back to the checkpoint at or before step {int(steps[at]):,} and continue with a tenth of "
                 "the learning "
                 "rate; raise warm-up; clip gradients.",
@@ -309,20 +322,25 @@ def validation_turned(run: RunLog) -> list[Finding]:
     return findings
 
 
+def _jumped(run: RunLog, row: dict) -> bool:
+    """Whether the loss rose at a resume by a fifth and by more than it wavers anyway."""
+    if row["change"] is None:
+        return False
+    _, losses = run.column("loss")
+    noise = float(np.nanstd(losses - smooth(losses))) if len(losses) > 10 else 0.0
+    jump = row["loss_after"] - row["loss_before"]
+    return jump > 0.2 * abs(row["loss_before"]) and jump > 2 * noise
+
+
 def resumes(run: RunLog) -> list[Finding]:
     findings = []
-    steps, losses = run.column("loss")
-    noise = float(np.nanstd(losses - smooth(losses))) if len(losses) > 10 else 0.0
     for row in resume_table(run):
-        if row["change"] is None:
-            continue
-        jump = row["loss_after"] - row["loss_before"]
-        if jump > 0.2 * abs(row["loss_before"]) and jump > 2 * noise:
+        if _jumped(run, row):
             findings.append(
                 Finding(
                     "warn",
                     f"The loss jumped by {row['change']:+.0%} when the run was resumed at step {row['step']:,} "
-                    f"({row['loss_before']:.4g} to {row['loss_after']:.4g}).",
+                    f"({format_cell(row['loss_before'])} to {format_cell(row['loss_after'])}).",
                     "Check that the optimiser, the EMA and the schedule came back with the weights, and that the "
                     "latent "
                     "scale and loss weighting of the config are those of the first part.",
@@ -398,11 +416,10 @@ def silence(run: RunLog, now: float | None = None) -> list[Finding]:
     if quiet is not None and usual is not None and quiet > max(20 * float(usual), 600):
         done = run.total_steps and run.last_step >= 0.99 * run.total_steps
         if not done:
-            hours = float(quiet) / 3600
             return [
                 Finding(
                     "warn",
-                    f"No news for {hours:,.1f} hours and no end was written: the run has stopped or was killed.",
+                    f"No news for {duration(float(quiet))} and no end was written: the run has stopped or was killed.",
                     "Resume it from its last checkpoint.",
                 )
             ]
@@ -415,13 +432,15 @@ def reading(run: RunLog) -> list[Finding]:
         findings.append(
             Finding(
                 "info",
-                f"{len(run.damaged)} damaged or half-written lines of the log were skipped; the first: "
+                f"{counted(len(run.damaged), 'damaged or half-written line')} of the log skipped; the first: "
                 f"{run.damaged[0]}.",
             )
         )
     if run.repeated:
         findings.append(
-            Finding("info", f"{run.repeated} records were written again after a resume; the later ones count.")
+            Finding(
+                "info", f"{counted(run.repeated, 'record')} written again after a resume: the later ones count."
+            )
         )
     if math.isclose(len(run.train), 0):
         findings.append(Finding("warn", "The log holds no training records, only events.", ""))

@@ -21,18 +21,21 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: .2rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
 nav { font-size: .9rem; color: var(--soft); }
-nav a { color: var(--accent); text-decoration: none; margin-right: 1rem; }
+a { color: var(--accent); }
+nav a { display: inline-block; text-decoration: none; margin-right: 1rem; }
+h1, h2, h3, p, li, .note, figcaption { overflow-wrap: anywhere; }
 p, li { max-width: 68ch; }
 code, pre { font: .88em/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: var(--panel); padding: .8rem; overflow-x: auto; border-radius: 6px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td.number { text-align: right; }
+th { color: var(--soft); font-weight: 600; } .number { text-align: right; } td.long { min-width: 16rem; }
 figure { margin: 1rem 0 1.6rem; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 80ch; margin-top: .3rem; }
 figure img, figure svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
        border-radius: 6px; }
+@media (max-width: 56rem) { figure img, figure svg { max-width: min(56rem, 250vw); } }
 .note { border-left: 4px solid var(--soft); background: var(--panel); padding: .5rem .9rem; margin: .5rem 0;
         max-width: 76ch; border-radius: 0 6px 6px 0; }
 .bad { border-color: var(--bad); } .warn { border-color: var(--warn); } .good { border-color: var(--good); }
@@ -136,11 +139,18 @@ class Document:
         if kind == "code":
             return f"<pre>{html.escape(rest[0])}</pre>"
         if kind == "table":
-            head = "".join(f"<th>{_inline(cell)}</th>" for cell in rest[0])
-            rows = "".join("<tr>" + "".join(_html_cell(cell) for cell in row) + "</tr>" for row in rest[1])
+            kinds = [_column_class(column) for column in zip(*rest[1], strict=True)] or [""] * len(rest[0])
+            head = "".join(f"<th{kind}>{_inline(cell)}</th>" for cell, kind in zip(rest[0], kinds, strict=True))
+            rows = "".join(
+                "<tr>"
+                + "".join(f"<td{kind or _long(cell)}>{_inline(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+                + "</tr>"
+                for row in rest[1]
+            )
             return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
         if kind == "figure":
-            return f"<figure>{_inlined_image(rest[0], rest[1])}<figcaption>{_inline(rest[1])}</figcaption></figure>"
+            picture = _inlined_image(rest[0], rest[1])
+            return f'<figure><div class="scroll">{picture}</div><figcaption>{_inline(rest[1])}</figcaption></figure>'
         return f"<p>{_inline(rest[0])}</p>"
 
 
@@ -157,9 +167,21 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def _html_cell(cell: str) -> str:
-    css = ' class="number"' if re.fullmatch(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|dB|s|GB|MB))?", cell) else ""
-    return f"<td{css}>{_inline(cell)}</td>"
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """1 file, 2 files."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def _column_class(column: Sequence[str]) -> str:
+    """Columns of numbers stand at the right, head and all; one word among them makes it a column of text."""
+    cells = [cell for cell in column if cell]
+    number = re.compile(r"[-+]?([\d,.]+(e[-+]?\d+)?|nan|inf)( ?(%|dB|s|[kMGTB]|GB|MB))?")
+    return ' class="number"' if cells and all(number.fullmatch(cell) for cell in cells) else ""
+
+
+def _long(cell: str) -> str:
+    """Text of several words keeps a width at which it can be read, also on a telephone."""
+    return ' class="long"' if len(cell) > 40 else ""
 
 
 def _inline(text: str) -> str:

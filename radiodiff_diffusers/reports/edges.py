@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.edges import METHODS, EdgeOptions, edge_map, find_images, resize
 from . import style
-from .document import Document
+from .document import Document, counted
 from .parallel import read_gray, run_parallel
 
 SHOWN = 3
@@ -49,7 +49,7 @@ def analyze_edges(
     document.heading("In short")
     document.text(f"**{len(images):,} images**, {len(looks):,} of them measured.")
     if damaged:
-        document.note("bad", f"{len(damaged):,} of the measured images cannot be read; they are listed at the end.")
+        document.note("bad", f"{counted(len(damaged), 'measured image')} could not be read: listed at the end.")
     if not good:
         raise ValueError(f"none of the {len(looks)} images looked at in {root} can be read; the first: {damaged[0]}")
     sizes = Counter(shape for shape, _ in good)

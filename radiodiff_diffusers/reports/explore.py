@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from .document import Document
+from .document import Document, counted
 
 KINDS = ("radiomapseer", "icassp2025", "spectrograms")
 
@@ -92,7 +92,7 @@ def add_damaged(document: Document, damaged: list[str]) -> None:
         document.note("good", "Every file could be read.")
         return
     document.note(
-        "bad", f"{len(damaged):,} files could not be read; they are listed at the end and left out of all figures."
+        "bad", f"{counted(len(damaged), 'file')} could not be read: listed at the end, left out of all figures."
     )
 
 
@@ -123,8 +123,8 @@ def _radiomapseer(root: Path, folder: Path, workers: int | None, seed: int, prog
     )
     add_damaged(document, total.damaged)
     if tree.missing:
-        count = sum(map(len, tree.missing.values()))
-        document.note("warn", f"{count:,} files are missing that the others call for; see What is there.")
+        count = counted(sum(map(len, tree.missing.values())), "file")
+        document.note("warn", f"{count} missing that the others call for; see What is there.")
     if len(total.shapes) > 1:
         document.note("warn", f"Images of {len(total.shapes)} sizes: {_shapes(total.shapes)}.")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import style
-from .document import Document
+from .document import Document, counted
 from .parallel import read_gray, run_parallel
 
 NAME = re.compile(r"B(\d+)_Ant(\d+)_f(\d+)_S(\d+)$")
@@ -224,7 +224,7 @@ def describe(root: Path, folder: Path, workers: int | None, seed: int, progress:
     ):
         if lacking:
             shown = ", ".join(lacking[:5]) + (" and more" if len(lacking) > 5 else "")
-            document.note("warn", f"{len(lacking):,} samples lack {what}: {shown}.")
+            document.note("warn", f"{counted(len(lacking), 'sample')} without {what}: {shown}.")
 
     def at(name: str) -> Path:
         return folder / "figures" / f"{name}.png"
@@ -241,7 +241,7 @@ def describe(root: Path, folder: Path, workers: int | None, seed: int, progress:
              "There are no output pictures."),
             ("Walls", "Reflectance and transmittance of the pixels that are walls.", _walls(results, at("walls")),
              "There are no input pictures."),
-            ("Free space against truth", "The loss that free space and the antenna explain, and what walls add.",
+            ("Free space against truth", "The loss that free space and the antenna explain; above the line walls add to it.",
              _free_against_true(results, at("free_space")), "There are no positions, so no free-space loss."),
             ("Samples", "Inputs, the free-space channel, and the truth.", _samples(jobs, at("samples"), seed),
              "There is no sample with both pictures."),
@@ -300,6 +300,7 @@ def _places(results: list[SampleResult], path: Path) -> Path | None:
                 c.hist(directed, bins=np.arange(0, 361, 15), color=style.BLUE)
                 c.set_xticks(range(0, 361, 90))
                 style.label(c, "Where directed antennas look", "azimuth [degrees]", "samples")
+                style.count_axis(c)
             else:
                 style.message(c, "no directed antennas")
         else:
@@ -425,7 +426,7 @@ def _free_against_true(results: list[SampleResult], path: Path) -> Path | None:
             axes.plot([20, 160], [20, 160], color=style.ORANGE, linestyle="--", label="equal")
             axes.set(xlim=(10, 170), ylim=(10, 170))
             style.label(
-                axes, f"{_frequency_name(f)}: walls add {excess:.1f} dB", "free-space loss [dB]", "true path loss [dB]"
+                axes, f"{_frequency_name(f)}: {excess:+.1f} dB on average", "free-space loss [dB]", "true path loss [dB]"
             )
             axes.legend(loc="upper left")
         figure.colorbar(image, ax=grid, label="density [1/dB²]")

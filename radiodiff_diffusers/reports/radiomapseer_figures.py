@@ -73,7 +73,8 @@ def transmitter_figure(tree: Tree, total: MapResult, path: Path) -> Path | None:
             else places[np.random.default_rng(0).choice(len(places), 5000, replace=False)]
         )
         axes = grid[0, 0]
-        axes.plot(shown[:, 0] * metres, shown[:, 1] * metres, ".", markersize=2, alpha=0.5, color=style.BLUE)
+        dot = {"markersize": 2, "alpha": 0.5} if len(shown) > 1000 else {"markersize": 5}
+        axes.plot(shown[:, 0] * metres, shown[:, 1] * metres, ".", color=style.BLUE, **dot)
         _place_axes(axes, width * metres, height * metres)
         axes.set_title("Positions" + ("" if len(shown) == len(places) else ", 5,000 of them"))
         axes = grid[0, 1]
@@ -92,8 +93,8 @@ def transmitter_figure(tree: Tree, total: MapResult, path: Path) -> Path | None:
         style.label(axes, "Density", "x [m]", "y, downwards [m]")
         axes = grid[0, 2]
         depth = np.array(total.transmitter_depth) * metres
-        if depth.size:
-            inside = depth[depth > 0]
+        inside = depth[depth > 0]
+        if inside.size:
             axes.hist(inside, bins=np.arange(0, max(inside.max(initial=3), 3) + 1, 0.5), color=style.ORANGE)
             style.label(
                 axes,
@@ -102,6 +103,9 @@ def transmitter_figure(tree: Tree, total: MapResult, path: Path) -> Path | None:
                 "transmitters",
             )
             axes.set_xlim(left=0)
+            style.count_axis(axes)
+        elif depth.size:
+            style.message(axes, f"none of the {len(depth):,} transmitters\nstands inside a wall of the mask")
         else:
             style.message(axes, "no building masks to compare with")
         return style.save(figure, path)
@@ -127,6 +131,7 @@ def polygon_figure(total: MapResult, path: Path) -> Path | None:
         polygons = column(total, "polygons")
         a.hist(polygons, bins=style.whole_bins(polygons), color=style.BLUE)
         style.label(a, "Polygons a map", "polygons", "maps")
+        style.count_axis(a)
         _log_histogram(b, areas[areas > 0], "area [m²]", "polygons")
         b.set_title(f"Area, median {np.median(areas):,.0f} m²")
         corners = np.minimum(np.array(total.vertices), 25)
@@ -208,7 +213,7 @@ def _over_distance(figure: Any, axes: Any, counts: np.ndarray, name: str) -> Non
     axes.grid(False)
     axes.set_ylim(DB_OF_GRAY[1], DB_OF_GRAY[-1])
     style.label(axes, f"Gain over distance, {name}", "distance from the transmitter [m]", "gain [dB]")
-    legend = axes.legend(loc="upper right")
+    legend = axes.legend(loc="upper right", frameon=False)
     for text in legend.get_texts():
         text.set_color("white")
 
@@ -227,6 +232,7 @@ def coverage_figure(total: MapResult, path: Path) -> Path | None:
             a.hist(shares, bins=30, color=style.BLUE)
             style.label(a, f"Ground built over, mean {shares.mean():.0%}", "share of the map", "maps")
             style.percent_axis(a, "x")
+            style.count_axis(a)
         else:
             style.message(a, "no building masks")
         for name, values in sorted(total.coverage.items()):
@@ -455,6 +461,7 @@ def cars_figure(tree: Tree, total: MapResult, path: Path) -> Path | None:
         if counts.size:
             a.hist(counts, bins=style.whole_bins(counts), color=style.ORANGE)
             style.label(a, f"Cars a map, mean {counts.mean():.0f}", "cars (connected parts of the mask)", "maps")
+            style.count_axis(a)
             areas = np.array(total.car_areas)
             b.hist(areas, bins=np.arange(0.5, max(areas.max(initial=20), 20) + 1), color=style.ORANGE)
             style.label(b, "Size of a car in the mask", "area [m²]", "cars")

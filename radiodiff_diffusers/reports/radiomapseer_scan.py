@@ -241,7 +241,8 @@ def _read_gains(job: Job, result: MapResult, buildings: np.ndarray | None) -> No
 def _compare(result: MapResult, planes: dict[str, np.ndarray]) -> None:
     """Differences in gray levels, -255..255, of each simulation against the first, and of cars against none."""
     names = list(planes)
-    pairs = {(name, REFERENCE if REFERENCE in planes else names[0]) for name in names if name != REFERENCE}
+    plain = sorted(name for name in names if not name.startswith("cars"))
+    pairs = {(name, REFERENCE if REFERENCE in plain else plain[0]) for name in plain}
     pairs |= {(name, name.removeprefix("cars")) for name in names if name.startswith("cars")}
     for name, reference in pairs:
         if name == reference or reference not in planes or planes[name].shape != planes[reference].shape:

@@ -35,7 +35,10 @@ RC = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "legend.fancybox": False,
     "legend.fontsize": 9,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -96,15 +99,18 @@ def step_axis(axes: Any, text: str = "training step") -> None:
 
 
 def count_axis(axes: Any, which: str = "y") -> None:
-    from matplotlib.ticker import FuncFormatter
+    """Whole numbers only: there is no half map."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    getattr(axes, f"{which}axis").set_major_formatter(FuncFormatter(short_number))
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(FuncFormatter(short_number))
+    axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
 def percent_axis(axes: Any, which: str = "y") -> None:
     from matplotlib.ticker import PercentFormatter
 
-    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
 
 
 def pick_scale(axes: Any, values: np.ndarray) -> None:
@@ -119,6 +125,20 @@ def pick_scale(axes: Any, values: np.ndarray) -> None:
         axes.set_yscale("log")
     elif finite.min() <= 0 and high > 1000 * small:
         axes.set_yscale("symlog", linthresh=small)
+        _few_ticks(axes, finite, small)
+
+
+def _few_ticks(axes: Any, values: np.ndarray, threshold: float) -> None:
+    """On a symmetric-logarithmic axis: zero and every second or third power of ten, so that none is on another."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    first, last = int(np.ceil(np.log10(threshold))), int(np.ceil(np.log10(np.abs(values).max())))
+    step = max(1, -(-(last - first) // 3))
+    powers = [10.0**k for k in range(first + 1, last + 1, step)]
+    ticks = [*(-p for p in powers[::-1] if values.min() <= -p), 0.0, *(p for p in powers if p <= 2 * values.max())]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(short_number))
 
 
 def log_axis(axes: Any, which: str = "x") -> None:

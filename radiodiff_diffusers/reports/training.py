@@ -14,17 +14,17 @@ from pathlib import Path
 
 from . import training_figures as figures
 from .development import change_table, draw_development, validation_pictures
-from .diagnosis import best_values, diagnose, progress, trend
-from .document import Document
+from .diagnosis import best_values, diagnose, duration, progress, trend
+from .document import Document, counted, format_cell
 from .run_log import RunLog, find_logs, read_run, resume_table
 
 logger = logging.getLogger(__name__)
 FIGURES = (
+    ("summary", figures.six_panels, "Loss, components, validation, learning rate, throughput and memory."),
     ("phases", figures.phases, "Total loss: the record pale, its running mean strong. Dashed: the GAN's start."),
     ("components", figures.components, "Each component of the loss on its own scale; dotted lines are resumes."),
     ("multi_axis", figures.multi_axis, "Quantities of different size together (running means), an axis each."),
     ("normalised", figures.normalised, "Running means brought to 0..1, to see what moves when."),
-    ("summary", figures.six_panels, "Loss, components, validation, learning rate, throughput and memory."),
 )
 
 
@@ -44,8 +44,11 @@ def write_report(
     pictures, missing = validation_pictures(run)
     _summary(document, run)
     document.heading("Figures")
-    for name, draw, caption in reversed(FIGURES):
-        if name in {"components", "multi_axis", "normalised"} and not run.train:
+    together = [figures.components, figures.multi_axis, figures.normalised] if run.loss_parts() else []
+    if not together:
+        document.text("The log has one loss and no components of it: the figures that compare components are left out.")
+    for name, draw, caption in FIGURES:
+        if draw not in (figures.six_panels, figures.phases, *together):
             continue
         document.figure(draw(run, folder / "figures" / f"{name}.png"), caption)
     _development(document, run, pictures, missing, folder)
@@ -71,9 +74,9 @@ def _summary(document: Document, run: RunLog) -> None:
     if "hours" in far:
         parts.append(f"{far['hours']:,.1f} hours of training")
     if far.get("seconds_per_step"):
-        parts.append(f"{_duration(far['seconds_per_step'])} a step")
+        parts.append(f"{duration(far['seconds_per_step'])} a step")
     if far.get("hours_left"):
-        parts.append(f"about {_duration(far['hours_left'] * 3600)} to go at this pace")
+        parts.append(f"about {duration(far['hours_left'] * 3600)} to go at this pace")
     if run.status:
         parts.append(f"status: {run.status}")
     document.text(", ".join(parts) + ".")
@@ -88,7 +91,7 @@ def _summary(document: Document, run: RunLog) -> None:
     if rows:
         document.table(
             ["what", "best", "at step", "latest", "at step"],
-            [[r["what"], r["best"], r["best_step"], r["last"], r["last_step"]] for r in rows],
+            [[figures.spoken(r["what"]), r["best"], r["best_step"], r["last"], r["last_step"]] for r in rows],
         )
 
 
@@ -98,7 +101,7 @@ def _development(document: Document, run: RunLog, pictures: list, missing: list[
     document.heading("Validation pictures")
     if missing:
         names = ", ".join(missing[:5]) + (" and more" if len(missing) > 5 else "")
-        document.note("info", f"{len(missing)} validation pictures are missing or cannot be read: {names}.")
+        document.note("info", f"{counted(len(missing), 'validation picture')} missing or not readable: {names}.")
     if not pictures:
         return
     path = draw_development(run, pictures, folder / "figures" / "development.png")
@@ -157,15 +160,16 @@ def _details(document: Document, run: RunLog) -> None:
     if run.checkpoints:
         last = run.checkpoints[-1]
         document.text(
-            f"{len(run.checkpoints)} checkpoints, the last `{last.get('path', '')}` at step {last['step']:,}."
+            f"{counted(len(run.checkpoints), 'checkpoint')}, the last `{last.get('path', '')}` at step {last['step']:,}."
         )
     if run.recipe:
         document.text(f"Recipe: `{run.recipe}`.")
     if run.config:
         document.table(["option", "value"], [[f"`{k}`", str(v)] for k, v in flatten(run.config).items()])
-    document.text(f"{len(run.train):,} training records and {len(run.validations):,} validations were read.")
+    counts = (counted(len(run.train), "training record"), counted(len(run.validations), "validation"))
+    document.text(f"{counts[0]} and {counts[1]} were read.")
     if run.damaged:
-        document.text(f"{len(run.damaged)} lines could not be read:")
+        document.text(f"{counted(len(run.damaged), 'line')} could not be read:")
         document.items(run.damaged[:20] + (["and more"] if len(run.damaged) > 20 else []))
 
 
@@ -182,13 +186,6 @@ def flatten(config: dict, prefix: str = "") -> dict:
 def _files(files: object) -> str:
     files = [files] if isinstance(files, str) else list(files or [])
     return ", ".join(map(str, files[:4])) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1000:.3g} ms"
 
 
 # Several runs ------------------------------------------------------------------------------------------------------
@@ -247,9 +244,11 @@ def write_overlay(paths: list[str | Path], output: str | Path) -> tuple[Path, Pa
     for run in runs:
         best = {str(row["what"]): row for row in best_values(run)}
         worst = diagnose(run)[0]
-        values = [f"{best[k]['best']:.4g} at {best[k]['best_step']:,}" if k in best else None for k in keys]
+        values = [
+            f"{format_cell(best[k]['best'])} at {best[k]['best_step']:,}" if k in best else None for k in keys
+        ]
         rows.append([run.name, run.last_step, *values, worst.text])
-    document.table(["run", "steps", *(f"best {key}" for key in keys), "first finding"], rows)
+    document.table(["run", "steps", *(f"best {figures.spoken(key)}" for key in keys), "first finding"], rows)
     document.heading("Curves")
     document.figure(figures.overlay(runs, folder / "figures" / "overlay.png"), "The same quantities of all runs.")
     return document.write(folder)

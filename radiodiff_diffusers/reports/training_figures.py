@@ -51,6 +51,15 @@ PARTS = {
 }
 NO_LOSSES = ("loss/adversarial_weight", "loss/vf_weight", "loss/disc_factor", "loss/real", "loss/fake", "loss/logvar")
 
+# Noise around a level, and a switch whose one step is marked anyway: nothing to hold beside other curves.
+NOT_COMPARED = ("loss/disc_factor", "loss/real", "loss/fake", "loss/logvar")
+
+
+def spoken(quantity: str) -> str:
+    """`validation rmse_db` as one says it: validation RMSE [dB]."""
+    kind, _, name = quantity.partition(" ")
+    return f"{kind} {UNITS[name]}" if name in UNITS else quantity
+
 
 def name_of(column: str) -> str:
     return PARTS.get(column) or UNITS.get(column) or column.removeprefix("loss/").replace("_", " ")
@@ -159,7 +168,7 @@ def multi_axis(run: RunLog, path: Path) -> Path:
             axes.spines[side].set_visible(True)
             axes.spines[side].set_color(colour)
             if i > 1:
-                axes.spines["right"].set_position(("axes", 1 + 0.13 * (i - 1)))
+                axes.spines["right"].set_position(("axes", 1 + 0.145 * (i - 1)))
             steps, values = run.column(part)
             if part == "lr":
                 axes.plot(steps, values, color=colour, linestyle="--")
@@ -167,13 +176,14 @@ def multi_axis(run: RunLog, path: Path) -> Path:
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e-0", "e-"))
             else:
                 axes.plot(steps, smooth(values), color=colour)
+                axes.yaxis.set_major_formatter(style.short_number)
                 style.pick_scale(axes, values)
             axes.set_ylabel("total loss" if part == "loss" else name_of(part), color=colour)
             axes.tick_params(axis="y", colors=colour)
         mark_events(base, run)
         style.step_axis(base)
         # The layout engine does not see how far out a moved axis reaches.
-        figure.get_layout_engine().set(rect=(0, 0, 1 - 0.012 * max(len(shown) - 2, 0), 1))
+        figure.get_layout_engine().set(rect=(0, 0, 1 - 0.015 * max(len(shown) - 2, 0), 1))
         return style.save(figure, path)
 
 
@@ -197,11 +207,11 @@ def normalised(run: RunLog, path: Path) -> Path:
         for part in ["loss", *run.loss_parts()]:
             steps, values = run.column(part)
             values = smooth(values)
-            switch = part == "loss/disc_factor"  # its step is the GAN's start, which is marked anyway
-            if switch or not np.isfinite(values).any() or np.nanmax(values) == np.nanmin(values):
+            if part in NOT_COMPARED or not np.isfinite(values).any() or np.nanmax(values) == np.nanmin(values):
                 continue
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            text = f"{'total' if part == 'loss' else name_of(part)}  ({low:.3g} to {high:.3g})"
+            limits = f"{style.short_number(float(f'{low:.3g}'))} to {style.short_number(float(f'{high:.3g}'))}"
+            text = f"{'total' if part == 'loss' else name_of(part)}  ({limits})"
             colour, line = style.COLOURS[drawn % len(style.COLOURS)], dashes[drawn // len(style.COLOURS) % 4]
             width = 4.0 if part == "loss" else 1.6  # so that it shows behind a component that makes up most of it
             axes.plot(steps, (values - low) / (high - low), color=colour, linestyle=line, linewidth=width, label=text)
@@ -215,53 +225,70 @@ def normalised(run: RunLog, path: Path) -> Path:
 
 
 def six_panels(run: RunLog, path: Path) -> Path:
-    """The run at a glance: loss, components, validation, learning rate, throughput, memory."""
-    with style.drawing(2, 3, (13.5, 6.6), f"{run.name}: the run at a glance") as (figure, grid):
-        panels = list(grid.flat)
-        steps, losses = run.column("loss")
-        curve(panels[0], steps, losses, style.BLUE)
-        style.pick_scale(panels[0], losses)
-        style.label(panels[0], "Loss", y="total loss")
-
-        parts = _main_parts(run)
-        for part, colour in zip(parts, style.COLOURS[1:], strict=False):
-            steps, values = run.column(part)
-            panels[1].plot(steps, smooth(values), color=colour, label=name_of(part))
-        style.pick_scale(panels[1], np.concatenate([run.column(part)[1] for part in parts] or [np.zeros(0)]))
-        style.label(panels[1], "Components (smoothed)", y="loss")
-        if parts:
-            panels[1].legend(loc="best")
-        else:
-            style.message(panels[1], "the log has no loss components")
-
-        _validation_panel(panels[2], run)
-
-        steps, rates = run.column("lr")
-        panels[3].plot(steps, rates, color=style.GREEN)
-        panels[3].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        style.label(panels[3], "Learning rate", y="learning rate")
-        if not len(rates):
-            style.message(panels[3], "the log has no learning rate")
-
-        rate = "samples_per_second" if len(run.column("samples_per_second")[1]) else "steps_per_second"
-        steps, values = run.column(rate)
-        curve(panels[4], steps, values, style.YELLOW)
-        style.label(panels[4], "Throughput", y=UNITS[rate])
-        panels[4].set_ylim(bottom=0)
-        if not len(values):
-            style.message(panels[4], "the log has no times")
-
-        steps, values = run.column("memory_gb")
-        panels[5].plot(steps, values, color=style.ORANGE)
-        style.label(panels[5], "Memory", y="memory [GB]")
-        panels[5].set_ylim(bottom=0)
-        if not len(values):
-            style.message(panels[5], "the log has no memory figures")
-        for axes in panels:
-            if axes.axison:
-                mark_events(axes, run)
-                style.step_axis(axes)
+    """The run at a glance: loss, components, validation, learning rate, throughput, memory; what the log has of it."""
+    panels = {
+        "loss": (_loss_panel, len(run.column("loss")[1])),
+        "components": (_components_panel, len(_main_parts(run))),
+        "validation": (_validation_panel, any(_validation_names(run))),
+        "learning rate": (_rate_panel, len(run.column("lr")[1])),
+        "throughput": (_throughput_panel, len(run.column(_throughput_of(run))[1])),
+        "memory": (_memory_panel, len(run.column("memory_gb")[1])),
+    }
+    shown = [draw for draw, there in panels.values() if there]
+    absent = [name for name, (_, there) in panels.items() if not there]
+    columns = max(len(shown), 1) if len(shown) < 4 else -(-len(shown) // 2)
+    rows = -(-max(len(shown), 1) // columns)
+    title = f"{run.name}: the run at a glance" + (f" (the log has no {', '.join(absent)})" if absent else "")
+    with style.drawing(rows, columns, (4.5 * max(columns, 2), 3.15 * rows + 0.4), title) as (figure, grid):
+        for axes, draw in zip(grid.flat, shown, strict=False):
+            draw(axes, run)
+            mark_events(axes, run)
+            style.step_axis(axes)
+        for axes in grid.flat[len(shown) :]:
+            axes.set_axis_off()
         return style.save(figure, path)
+
+
+def _loss_panel(axes: Any, run: RunLog) -> None:
+    steps, losses = run.column("loss")
+    curve(axes, steps, losses, style.BLUE)
+    style.pick_scale(axes, losses)
+    style.label(axes, "Loss", y="total loss")
+
+
+def _components_panel(axes: Any, run: RunLog) -> None:
+    parts = _main_parts(run)
+    for part, colour in zip(parts, style.COLOURS[1:], strict=False):
+        steps, values = run.column(part)
+        axes.plot(steps, smooth(values), color=colour, label=name_of(part))
+    style.pick_scale(axes, np.concatenate([run.column(part)[1] for part in parts]))
+    style.label(axes, "Components (smoothed)", y="loss")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8, columnspacing=1.2)
+
+
+def _rate_panel(axes: Any, run: RunLog) -> None:
+    axes.plot(*run.column("lr"), color=style.GREEN)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    style.label(axes, "Learning rate", y="learning rate")
+
+
+def _throughput_of(run: RunLog) -> str:
+    return "samples_per_second" if len(run.column("samples_per_second")[1]) else "steps_per_second"
+
+
+def _throughput_panel(axes: Any, run: RunLog) -> None:
+    name = _throughput_of(run)
+    curve(axes, *run.column(name), style.YELLOW)
+    axes.set_ylim(bottom=0)
+    style.label(axes, "Throughput", y=UNITS[name])
+
+
+def _memory_panel(axes: Any, run: RunLog) -> None:
+    steps, values = run.column("memory_gb")
+    axes.plot(steps, values, color=style.ORANGE)
+    axes.set_ylim(0, max(float(np.nanmax(values, initial=0)), 1e-3) * 1.1)
+    style.label(axes, "Memory", y="memory [GB]")
 
 
 def _main_parts(run: RunLog) -> list[str]:
@@ -274,15 +301,18 @@ def _main_parts(run: RunLog) -> list[str]:
     return moving[:5]
 
 
+def _validation_names(run: RunLog) -> tuple[str | None, str | None]:
+    """Which metrics the panel shows: an error on the left, PSNR or SSIM on the right; else whatever was measured."""
+    written = dict.fromkeys(name for row in run.validations for name in row if name not in {"step", "time"})
+    have = [name for name in written if len(run.validation_column(name)[1])]
+    left = next((name for name in ("nmse", "rmse", "rmse_db", "mae", "mae_db", "lpips", "loss") if name in have), None)
+    right = next((name for name in ("psnr", "ssim") if name in have), None)
+    return (next(iter(have), None), None) if left is None and right is None else (left, right)
+
+
 def _validation_panel(axes: Any, run: RunLog) -> None:
     """NMSE or RMSE on the left axis, PSNR (or SSIM) on the right, best values ringed."""
-    have = [name for name in UNITS if len(run.validation_column(name)[1])]
-    left = next((name for name in ("nmse", "rmse", "mae", "lpips", "loss") if name in have), None)
-    right = next((name for name in ("psnr", "ssim") if name in have), None)
-    if left is None and right is None:
-        axes.set_title("Validation")
-        style.message(axes, "the log has no validation")
-        return
+    left, right = _validation_names(run)
     for i, (name, colour) in enumerate(((left, style.BLUE), (right, style.ORANGE))):
         if name is None:
             continue
@@ -294,7 +324,7 @@ def _validation_panel(axes: Any, run: RunLog) -> None:
             here.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=colour)
         if name in ("nmse", "lpips", "rmse", "mae"):
             style.pick_scale(here, values)
-        here.set_ylabel(UNITS[name], color=colour)
+        here.set_ylabel(UNITS.get(name, name), color=colour)
         here.tick_params(axis="y", colors=colour)
         if here is not axes:
             here.grid(False)
