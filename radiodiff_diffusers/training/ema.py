@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .config import EMAConfig
+from .sharding import as_part_of, local
 
 
 class ModelEMA:
@@ -28,7 +29,7 @@ class ModelEMA:
         self.buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return [local(p) for p in self.model.parameters() if p.requires_grad]
 
     def reset(self) -> None:
         """Begin anew from what the model is now."""
@@ -70,8 +71,9 @@ class ModelEMA:
             buffer.copy_(values[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return dict(zip(names, self.weights.shadow_params, strict=False)) | self.buffers
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        averages = zip(named, self.weights.shadow_params, strict=True)
+        return {name: as_part_of(p, average) for (name, p), average in averages} | self.buffers
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

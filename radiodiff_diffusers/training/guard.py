@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import GuardConfig
+from .sharding import local
 
 EXIT_FINISHED = 0
 EXIT_FINISHED_WITH_INCIDENTS = 3  # it finished, but batches or steps had to be left out
@@ -122,10 +123,10 @@ def bad_files(batch: dict[str, Any]) -> list[str]:
 
 
 def bad_weights(models: dict[str, nn.Module]) -> list[str]:
-    """Names of weights and buffers that are not finite."""
+    """Names of weights and buffers that are not finite; of a sharded model in this process's part."""
     return [
         f"{model_name}.{name}"
         for model_name, model in models.items()
         for name, value in [*model.named_parameters(), *model.named_buffers()]
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+        if value.is_floating_point() and not bool(torch.isfinite(local(value)).all())
     ]

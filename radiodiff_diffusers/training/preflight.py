@@ -54,9 +54,14 @@ def describe_run(run: Any) -> str:
         trained, frozen = count_parameters(model)
         averaged = ", averaged" if name in run.averages else ""
         lines.append(f"model         {name}: {trained:,} parameters trained, {frozen:,} frozen{averaged}")
+    for sharded in run.sharded.values():
+        lines.append(
+            f"sharding      FSDP: {type(sharded.model).__name__.removeprefix('FSDP')} in {len(sharded.units)} units "
+            f"over {accelerator.num_processes} processes"
+        )
     lines.append(
-        f"memory        {memory_estimate_gb(run):.2f} GB for weights, gradients, AdamW and averages; "
-        "activations besides"
+        f"memory        {memory_estimate_gb(run):.2f} GB for weights, gradients, AdamW and averages"
+        f"{' in each process' if accelerator.num_processes > 1 else ''}; activations besides"
     )
     lines.append(
         f"learning rate {train.learning_rate:g}, {train.lr_schedule}"
@@ -79,4 +84,4 @@ def memory_estimate_gb(run: Any) -> float:
     for name, model in run.models.items():
         trained, frozen = count_parameters(model)
         total += 16 * trained + 4 * frozen + (4 * trained if name in run.averages else 0)
-    return total / 1e9
+    return total / 1e9 / (run.accelerator.num_processes if run.sharded else 1)

@@ -30,13 +30,14 @@ from accelerate.utils import ProjectConfiguration, broadcast, broadcast_object_l
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import checkpoints, guard
+from . import checkpoints, guard, sharding
 from .checkpoints import CheckpointNotWritten
 from .config import TrainConfig, write_yaml
 from .data import Samples, training_batches
 from .ema import ModelEMA
 from .logs import RunLog, forget_after
 from .preflight import check_train_config, describe_run
+from .processes import is_one_of_several_on_the_cpu, start_missing_processes
 from .schedules import make_schedule
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,10 @@ class GuardStop(Exception):
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """Accelerate as the configuration asks, and this process's random state from the seed."""
+    start_missing_processes()
     folder = Path(train.output_dir)
     accelerator = Accelerator(
+        cpu=is_one_of_several_on_the_cpu(),
         mixed_precision="no"
         if train.mixed_precision == "fp16" and not torch.cuda.is_available()
         else train.mixed_precision,
@@ -104,6 +107,13 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.models = {name: model.to(accelerator.device) for name, model in models.items()}
         self.optimizers, self.samples = optimizers, samples
+        self._send_from_main()
+        plugin = sharding.sharding_plugin(accelerator, config.train, optimizers)
+        self.sharded = {
+            name: sharding.Sharded(self.models[name], optimizer, accelerator, plugin)
+            for name, optimizer in optimizers.items()
+            if plugin
+        }
         self.parameters = {n: [p for g in o.param_groups for p in g["params"]] for n, o in optimizers.items()}
         self.averages = {n: ModelEMA(models[n], config.ema) for n in averaged if config.ema.decay}
         self.guard = guard.Guard(config.guard)
@@ -235,13 +245,17 @@ class Run:
 
     def _average_gradients(self, names: Any) -> None:
         """Mean over the processes, as one tensor. The models are not wrapped: autograd and two optimisers stay
-        simple."""
+        simple. FSDP has averaged its gradients already."""
         if self.accelerator.num_processes == 1:
             return
-        gradients = [p.grad for n in names for p in self.parameters[n] if p.grad is not None]
+        for model in self.sharded.values():
+            model.take_gradients()
+        gradients = [p.grad for n in names for p in self.parameters[n] if p.grad is not None and not self.sharded]
         # each process has seen its own share: running statistics of batch norm are averaged along
         buffers = [b for m in self.models.values() for b in m.buffers() if b.is_floating_point()]
         tensors = gradients + buffers
+        if not tensors:
+            return
         mean = self.accelerator.reduce(torch.cat([t.detach().flatten().float() for t in tensors]), reduction="mean")
         for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=False):
             tensor.data.copy_(part.view_as(tensor))
@@ -253,8 +267,9 @@ class Run:
         for name in names:
             if self.accelerator.scaler:
                 self.accelerator.scaler.unscale_(self.optimizers[name])
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters[name], largest if largest else math.inf)
-            norms[name] = float(norm)
+            norms[name] = sharding.clip_gradients(
+                self.parameters[name], largest if largest else math.inf, self.accelerator, name in self.sharded
+            )
         return norms
 
     def _set_learning_rates(self) -> None:
@@ -266,6 +281,8 @@ class Run:
     def _zero_gradients(self) -> None:
         for model in self.models.values():
             model.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)  # of a sharded model's parts
 
     # What goes wrong
     # --------------------------------------------------------------------------------------------------
@@ -284,15 +301,22 @@ class Run:
 
     def _bad_step(self, what: str, names: list[str]) -> None:
         self._zero_gradients()
+        for model in self.sharded.values():
+            model.reshard()  # the loss may have been bad, so that no backward pass did it
         self.guard.bad_step()
         self._report("bad_step", what, gather_object(list(names)))
         if self.guard.wants_rollback:
             raise _RollbackNeeded(f"{self.guard.in_a_row} bad steps in a row, the last because {what}")
 
     def _check_weights(self) -> None:
-        bad = guard.bad_weights(self.models)
-        if self._any(bool(bad)):
+        bad = self._bad_weights()
+        if bad:
             raise _RollbackNeeded(f"weights are not finite: {', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
+
+    def _bad_weights(self) -> list[str]:
+        """Those of all processes, which may hold other parts."""
+        bad = guard.bad_weights(self.models)
+        return list(dict.fromkeys(gather_object(bad))) if self._any(bool(bad)) else []
 
     def _roll_back(self, reason: str) -> None:
         """Back to the last good checkpoint with a smaller learning rate; the data go on, past what did the harm."""
@@ -345,13 +369,15 @@ class Run:
 
     @contextmanager
     def evaluating(self):
-        """Averages in place of weights, eval mode, and no trace in the random state."""
+        """Averages in place of weights, eval mode, no trace in the random state; sharded models are whole."""
         modes = [(module, module.training) for model in self.models.values() for module in model.modules()]
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
             stack.enter_context(torch.no_grad())
             for average in self.averages.values():
                 stack.enter_context(average.swapped_in())
+            for model in self.sharded.values():
+                stack.enter_context(model.whole())
             for model in self.models.values():
                 model.eval()
             try:
@@ -366,13 +392,11 @@ class Run:
     def save(self, is_best: bool = False) -> bool:
         """Write a checkpoint; false, and a message, where the disk does not take it. The older ones stay."""
         self._check_weights()
-        random_states = gather_object([_random_state()])
+        contents = self._collect()
         written = True
         if self.accelerator.is_main_process:
             try:
-                path = checkpoints.write_checkpoint(
-                    self.checkpoints, self.step, lambda f: self._write(f, random_states)
-                )
+                path = checkpoints.write_checkpoint(self.checkpoints, self.step, lambda f: self._write(f, *contents))
                 checkpoints.prune(
                     self.checkpoints,
                     self.config.train.keep_checkpoints,
@@ -394,16 +418,24 @@ class Run:
             self._report("bad_step", f"not saved: {needed}", [])
             return False
 
-    def _write(self, folder: Path, random_states: list) -> None:
-        save_file(self._model_tensors(), folder / "models.safetensors")
-        if self.averages:
-            averages = {f"{n}.{k}": v.contiguous() for n, a in self.averages.items() for k, v in a.tensors().items()}
-            save_file(averages, folder / "ema.safetensors")
+    def _collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds, in full in the main process: any number of processes can go on with it."""
+        main = self.accelerator.is_main_process
         training = {
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {
+                n: self.sharded[n].collect_optimizer(main) if n in self.sharded else o.state_dict()
+                for n, o in self.optimizers.items()
+            },
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "random": random_states,
+            "random": gather_object([_random_state()]),
         }
+        models, averages = self._model_tensors(), self._average_tensors()
+        return sharding.collect(models, main), sharding.collect(averages, main), training
+
+    def _write(self, folder: Path, models: dict[str, Tensor], averages: dict[str, Tensor], training: dict) -> None:
+        for name, tensors in (("models", models), ("ema", averages)):
+            if tensors:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
         torch.save(training, folder / "training.pt")
         state = {
             "step": self.step,
@@ -421,11 +453,14 @@ class Run:
     def _model_tensors(self) -> dict[str, Tensor]:
         """What training changes: trained parameters, and buffers. Frozen weights are where they came from."""
         return {
-            f"{model_name}.{name}": value.detach().contiguous()
+            f"{model_name}.{name}": value.detach()
             for model_name, model in self.models.items()
             for name, value in [*model.named_parameters(), *model.named_buffers()]
             if not (isinstance(value, nn.Parameter) and not value.requires_grad)
         }
+
+    def _average_tensors(self) -> dict[str, Tensor]:
+        return {f"{n}.{k}": v for n, a in self.averages.items() for k, v in a.tensors().items()}
 
     @torch.no_grad()
     def _load(self, folder: Path) -> dict[str, Any]:
@@ -433,12 +468,12 @@ class Run:
         state = checkpoints.read_state(folder)
         _copy_tensors(load_file(folder / "models.safetensors"), self._model_tensors(), folder)
         if self.averages:
-            stored = load_file(folder / "ema.safetensors")
-            own = {f"{n}.{k}": v for n, a in self.averages.items() for k, v in a.tensors().items()}
-            _copy_tensors(stored, own, folder)
+            _copy_tensors(load_file(folder / "ema.safetensors"), self._average_tensors(), folder)
         training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(training["optimizers"][name])
+            # both take what an optimiser of whole parameters would hold
+            load = self.sharded[name].load_optimizer if name in self.sharded else optimizer.load_state_dict
+            load(training["optimizers"][name])
         if self.accelerator.scaler and training["scaler"]:
             self.accelerator.scaler.load_state_dict(training["scaler"])
         rank = self.accelerator.process_index
@@ -471,7 +506,7 @@ class Run:
             if self.accelerator.is_main_process:
                 forget_after(self.folder / "metrics.jsonl", self.step)
         else:
-            self._same_start()
+            set_seed(train.seed, device_specific=True)  # random states (dropout) of their own for all processes
         self.accelerator.wait_for_everyone()
         for model in self.models.values():
             model.train()
@@ -498,19 +533,17 @@ class Run:
         )
         if self.accelerator.is_main_process:
             write_yaml(self.config, self.folder / "config.yaml")
-        bad = guard.bad_weights(self.models)
+        bad = self._bad_weights()
         if bad:
             raise ValueError(f"weights are not finite at the start ({bad[0]}): check train.init_from")
         self.save()  # so that there is always something to roll back to
 
-    def _same_start(self) -> None:
-        """All processes begin with the main one's weights, and with random states (dropout) of their own."""
+    @torch.no_grad()
+    def _send_from_main(self) -> None:
+        """All processes begin with the main one's weights."""
         if self.accelerator.num_processes > 1:
             for tensor in self._model_tensors().values():
                 tensor.copy_(broadcast(tensor))
-            for average in self.averages.values():
-                average.reset()
-        set_seed(self.config.train.seed, device_specific=True)
 
     def _check_config(self, state: dict[str, Any], folder: Path) -> None:
         if state["recipe"] != self.recipe:
@@ -626,7 +659,7 @@ def _copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], folder: Pat
     if strange:
         raise ValueError(f"{folder} holds another model: {strange[0]} and {len(strange) - 1} more tensors do not fit")
     for name, value in own.items():
-        value.copy_(stored[name])
+        sharding.local(value).copy_(sharding.local(sharding.part_like(value, stored[name])))
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
