@@ -349,7 +349,8 @@ def write_comparison(total: Comparison, output: str | Path, predicted: str, true
             document.note("warn", f"{counted(len(names), one)} without {other}: {shown}.")
     if total.failures:
         name, reason = total.failures[0]
-        document.note("bad", f"{counted(len(total.failures), 'pair')} could not be compared; the first: {name}: {reason}")
+        failed = counted(len(total.failures), "pair")
+        document.note("bad", f"{failed} could not be compared; the first: {name}: {reason}")
     document.table(
         ["score", "mean", "spread", "median", "smallest", "largest", "maps", "left out"],
         [[TITLES.get(name, name), *(v[k] for k in ("mean", "std", "median", "min", "max", "count", "left_out"))]

@@ -141,12 +141,7 @@ class Document:
         if kind == "table":
             kinds = [_column_class(column) for column in zip(*rest[1], strict=True)] or [""] * len(rest[0])
             head = "".join(f"<th{kind}>{_inline(cell)}</th>" for cell, kind in zip(rest[0], kinds, strict=True))
-            rows = "".join(
-                "<tr>"
-                + "".join(f"<td{kind or _long(cell)}>{_inline(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
-                + "</tr>"
-                for row in rest[1]
-            )
+            rows = "".join(f"<tr>{_cells(row, kinds)}</tr>" for row in rest[1])
             return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
         if kind == "figure":
             picture = _inlined_image(rest[0], rest[1])
@@ -177,6 +172,10 @@ def _column_class(column: Sequence[str]) -> str:
     cells = [cell for cell in column if cell]
     number = re.compile(r"[-+]?([\d,.]+(e[-+]?\d+)?|nan|inf)( ?(%|dB|s|[kMGTB]|GB|MB))?")
     return ' class="number"' if cells and all(number.fullmatch(cell) for cell in cells) else ""
+
+
+def _cells(row: Sequence[str], kinds: Sequence[str]) -> str:
+    return "".join(f"<td{kind or _long(cell)}>{_inline(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
 
 
 def _long(cell: str) -> str:

@@ -241,7 +241,7 @@ def describe(root: Path, folder: Path, workers: int | None, seed: int, progress:
              "There are no output pictures."),
             ("Walls", "Reflectance and transmittance of the pixels that are walls.", _walls(results, at("walls")),
              "There are no input pictures."),
-            ("Free space against truth", "The loss that free space and the antenna explain; above the line walls add to it.",
+            ("Free space against truth", "What free space and the antenna explain; above the line walls add to it.",
              _free_against_true(results, at("free_space")), "There are no positions, so no free-space loss."),
             ("Samples", "Inputs, the free-space channel, and the truth.", _samples(jobs, at("samples"), seed),
              "There is no sample with both pictures."),
@@ -425,9 +425,8 @@ def _free_against_true(results: list[SampleResult], path: Path) -> Path | None:
             )
             axes.plot([20, 160], [20, 160], color=style.ORANGE, linestyle="--", label="equal")
             axes.set(xlim=(10, 170), ylim=(10, 170))
-            style.label(
-                axes, f"{_frequency_name(f)}: {excess:+.1f} dB on average", "free-space loss [dB]", "true path loss [dB]"
-            )
+            title = f"{_frequency_name(f)}: {excess:+.1f} dB on average"
+            style.label(axes, title, "free-space loss [dB]", "true path loss [dB]")
             axes.legend(loc="upper left")
         figure.colorbar(image, ax=grid, label="density [1/dB²]")
         return style.save(figure, path)

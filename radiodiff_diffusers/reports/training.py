@@ -46,7 +46,7 @@ def write_report(
     document.heading("Figures")
     together = [figures.components, figures.multi_axis, figures.normalised] if run.loss_parts() else []
     if not together:
-        document.text("The log has one loss and no components of it: the figures that compare components are left out.")
+        document.text("The log has no components of the loss: the figures that compare them are left out.")
     for name, draw, caption in FIGURES:
         if draw not in (figures.six_panels, figures.phases, *together):
             continue
@@ -158,10 +158,8 @@ def _resumes_and_guards(document: Document, run: RunLog) -> None:
 def _details(document: Document, run: RunLog) -> None:
     document.heading("Details")
     if run.checkpoints:
-        last = run.checkpoints[-1]
-        document.text(
-            f"{counted(len(run.checkpoints), 'checkpoint')}, the last `{last.get('path', '')}` at step {last['step']:,}."
-        )
+        last, count = run.checkpoints[-1], counted(len(run.checkpoints), "checkpoint")
+        document.text(f"{count}, the last `{last.get('path', '')}` at step {last['step']:,}.")
     if run.recipe:
         document.text(f"Recipe: `{run.recipe}`.")
     if run.config:
