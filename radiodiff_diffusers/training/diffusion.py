@@ -22,6 +22,7 @@ class DiffusionLossConfig:
     l1: bool = option(True, "(L2 + L1) / 2; false: L2")
     extra: dict[str, float] = option({}, "terms on the predicted map and their weights: gradient, ssim, helmholtz")
     mask_buildings: bool = option(False, "pixels in buildings do not count; for a model of pixels")
+    mean_map: float = option(0.0, "share of the samples that train the mean map, one step from an empty start")
 
 
 @torch.no_grad()
@@ -46,6 +47,12 @@ def diffusion_step(
     # every sample draws its own time from its own generator, so that the batch around it does not matter
     t = torch.cat([scheduler.sample_timesteps(1, g) for g in generators(batch, "time")]).to(x0.device)
     x = scheduler.add_noise(x0, noise, t)
+    if config.mean_map:
+        empty = torch.cat([torch.rand(1, generator=g) for g in generators(batch, "mean_map")]) < config.mean_map
+        empty = empty.to(x.device)
+        t = torch.where(empty, torch.ones_like(t), t)
+        empty = empty.view(-1, 1, 1, 1)
+        x, noise = torch.where(empty, 0.0, x), torch.where(empty, 0.0, noise)
     drift, predicted_noise = unet(x, t, batch["condition"]).sample.float().chunk(2, dim=1)
     per_sample = losses.pair_loss(
         drift,
