@@ -16,9 +16,11 @@ from scipy.ndimage import distance_transform_edt
 from radiodiff_diffusers.data.cities import generate_city, to_shapely, transmitters
 from radiodiff_diffusers.data.city_blocks import STYLES
 from radiodiff_diffusers.data.footprints import CITIES, footprint_tiles
+from radiodiff_diffusers.data.png import read_gray
 from radiodiff_diffusers.data.radiomapseer import read_scene
 from radiodiff_diffusers.engines import dominant_path, ray_tracing
 from radiodiff_diffusers.engines.sionna_rt import missing_for_ray_tracing
+from radiodiff_diffusers.scene import Scene
 
 COLUMNS = {
     "coverage %": "mean share of ground under buildings",
@@ -71,8 +73,9 @@ def radiomapseer(folder: str) -> list:
     return [read_scene(folder, number, layout="polygon") for number in numbers]
 
 
-def contact_sheet(columns: int = 6) -> Image.Image:
-    """Made-up cities of every style, then real towns, each above its radio map by the dominant path engine."""
+def contact_sheet(real_maps: str | None = None, columns: int = 6) -> Image.Image:
+    """Made-up cities of every style, then real towns, each above its radio map by the dominant path engine; last, maps
+    of RadioMapSeer, each beside what the engine makes of the same outlines."""
     cities = [generate_city(100 + k, style=style) for k, style in enumerate(STYLES)]
     for town, wanted in zip(CITIES, (2, 1, 2, 3), strict=True):
         tiles = footprint_tiles(town)
@@ -81,15 +84,29 @@ def contact_sheet(columns: int = 6) -> Image.Image:
     for k, city in enumerate(cities):
         place = transmitters(city, 1, np.random.default_rng(k))[0]
         gray = np.rint(dominant_path(city.replace(transmitter=place)).gray).astype(np.uint8)
-        label = Image.new("L", (256, 32))
-        ImageDraw.Draw(label).text((4, 2), city.name, fill=230, font=ImageFont.load_default(24))
-        pairs.append(np.concatenate([label, city.buildings * np.uint8(255), np.full((2, 256), 90, np.uint8), gray]))
+        pairs.append(labelled(city.name, city, gray))
+    if real_maps:
+        pairs += [pair for place in sorted(Path(real_maps, "gain/DPM").glob("*.png"))[:columns // 2]
+                  for pair in beside_the_engine(real_maps, *map(int, place.stem.split("_")))]  # fmt: skip
     rows = []
     for k in range(0, len(pairs), columns):
         row = [np.pad(pair, ((2, 2), (2, 2)), constant_values=90) for pair in pairs[k : k + columns]]
         row += [np.zeros_like(row[0])] * (columns - len(row))
         rows.append(np.concatenate(row, axis=1))
     return Image.fromarray(np.concatenate(rows)).reduce(2)
+
+
+def labelled(name: str, city: Scene, gray: np.ndarray) -> np.ndarray:
+    label = Image.new("L", (256, 32))
+    ImageDraw.Draw(label).text((4, 2), name, fill=230, font=ImageFont.load_default(22))
+    return np.concatenate([label, city.buildings * np.uint8(255), np.full((2, 256), 90, np.uint8), gray])
+
+
+def beside_the_engine(folder: str, map_id: int, tx_id: int) -> list[np.ndarray]:
+    scene = read_scene(folder, map_id, tx_id, layout="polygon")
+    real = read_gray(Path(folder, f"gain/DPM/{map_id}_{tx_id}.png"))
+    simulated = np.rint(dominant_path(scene).gray).astype(np.uint8)
+    return [labelled(f"real {map_id}_{tx_id}", scene, real), labelled(f"simulated {map_id}_{tx_id}", scene, simulated)]
 
 
 def engines_side_by_side() -> Image.Image:
@@ -121,7 +138,7 @@ if __name__ == "__main__":
     print(json.dumps(COLUMNS, indent=1))
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
-        contact_sheet().save(args.pictures / "simulated_cities.png", optimize=True)
+        contact_sheet(args.radiomapseer).save(args.pictures / "simulated_cities.png", optimize=True)
         if missing_for_ray_tracing() is None:
             engines_side_by_side().save(args.pictures / "engines.png", optimize=True)
         print(f"pictures: {args.pictures}")

@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from .channels import register_channel
+from .engines.free_space_gain import antenna_gain_db
 from .geometry import distance_metres
 from .scene import GainScale, Scene
 
@@ -71,23 +72,6 @@ def free_space_loss_db(scene: Scene) -> np.ndarray:
     metres = np.maximum(distance_metres(scene), np.float32(NEAREST_METRES))
     carrier = 20.0 * math.log10(scene.frequency_hz / 1e6) - 27.55
     return 20.0 * np.log10(metres) + np.float32(carrier) - antenna_gain_db(scene)
-
-
-def antenna_gain_db(scene: Scene) -> np.ndarray:
-    """(H, W) gain of the scene's antenna towards each pixel, dB; 0 for an isotropic one.
-
-    The pattern's entry is (azimuth - bearing) in whole degrees, where bearing is the pixel's direction seen from the
-    antenna, clockwise from the right as the picture lies: the azimuth is the bearing of the pattern's first entry.
-    """
-    if scene.antenna_pattern is None:
-        return np.zeros(scene.shape, np.float32)
-    x, y = scene.require_transmitter("the antenna's gain")
-    height, width = scene.shape
-    across = np.arange(width, dtype=np.float32)[None, :] - np.float32(x)
-    down = np.arange(height, dtype=np.float32)[:, None] - np.float32(y)
-    bearing = np.degrees(np.arctan2(down, across))
-    degree = np.floor((scene.azimuth - bearing) % 360.0).astype(np.int64) % 360
-    return scene.antenna_pattern[degree]
 
 
 def wall_loss_db(scene: Scene, most_walls: int = MOST_WALLS) -> np.ndarray:

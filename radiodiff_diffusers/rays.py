@@ -165,6 +165,8 @@ def through_walls(walls: np.ndarray, x0: float, y0: float, most_walls: int) -> n
     """
     height, width = walls.shape
     loss = np.zeros((height, width), np.float32)
+    if most_walls < 1:
+        return loss
     start_column, start_row = int(math.floor(x0 + 0.5)), int(math.floor(y0 + 0.5))
     for end_row in range(height):
         for end_column in range(width):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from radiodiff_diffusers import channels_indoor
 from radiodiff_diffusers.engines import dominant_path, free_space, indoor, prepare
 from radiodiff_diffusers.engines.dominant_paths import PathLaws
 from radiodiff_diffusers.scene import GainScale, Scene
@@ -329,6 +330,17 @@ def test_indoor_walls_add_where_the_ray_leaves_them():
     fewer = free_space(scene).gain_db - indoor(scene, most_walls=1).gain_db
     np.testing.assert_allclose(fewer[10, 50], 5, atol=1e-3)
     assert np.allclose(indoor(scene, most_walls=0).gain_db, free_space(scene).gain_db)
+
+
+def test_indoor_is_what_the_indoor_channels_add_up_to():
+    rng = np.random.default_rng(0)
+    walls = np.where(rng.random((40, 60)) < 0.1, rng.uniform(3, 20, (40, 60)), 0).astype(np.float32)
+    scene = Scene(
+        np.zeros((40, 60)), transmitter=(12, 30), transmittance=walls, metres_per_pixel=0.25, frequency_hz=1.8e9,
+        antenna_pattern=rng.uniform(-30, 0, 360), azimuth=33.0,
+    )  # fmt: skip
+    loss = channels_indoor.free_space_loss_db(scene) + channels_indoor.wall_loss_db(scene)
+    np.testing.assert_allclose(indoor(scene).gain_db, np.maximum(-loss, -160), atol=2e-2)  # constants differ by 0.002
 
 
 def test_indoor_stops_at_ten_walls_and_at_the_scale():

@@ -36,14 +36,18 @@ def free_space_db(scene: Scene) -> np.ndarray:
 
 
 def antenna_gain_db(scene: Scene) -> np.ndarray:
-    """(H, W) gain of the antenna towards each pixel; 0 for an isotropic one.
+    """(H, W) gain of the scene's antenna towards each pixel, dB; 0 for an isotropic one.
 
-    The pattern is read at (180 - angle of the way back to the transmitter + azimuth) degrees, the convention of the
-    ICASSP 2025 indoor data.
+    The pattern's entry is (azimuth - bearing) in whole degrees, where bearing is the pixel's direction seen from the
+    antenna, clockwise from the right as the picture lies: the azimuth is the bearing of the pattern's first entry, the
+    convention of the ICASSP 2025 indoor data.
     """
     if scene.antenna_pattern is None:
-        return np.zeros(scene.shape)
+        return np.zeros(scene.shape, np.float32)
     x, y = scene.require_transmitter("the antenna's gain")
     height, width = scene.shape
-    back = np.degrees(np.arctan2((y - np.arange(height))[:, None], (x - np.arange(width))[None, :]))
-    return np.interp(180.0 - back + scene.azimuth, np.arange(360.0), scene.antenna_pattern, period=360.0)
+    across = np.arange(width, dtype=np.float32)[None, :] - np.float32(x)
+    down = np.arange(height, dtype=np.float32)[:, None] - np.float32(y)
+    bearing = np.degrees(np.arctan2(down, across))
+    degree = np.floor((scene.azimuth - bearing) % 360.0).astype(np.int64) % 360
+    return scene.antenna_pattern[degree]

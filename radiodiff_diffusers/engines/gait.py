@@ -9,6 +9,7 @@ Everything is decided by (seed, user, index, condition, radar).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -144,6 +145,17 @@ def _jet() -> np.ndarray:
 
 
 JET = _jet()
+
+
+@lru_cache(maxsize=1)
+def jet_backwards() -> tuple[np.ndarray, np.ndarray]:
+    """The jet colours backwards, for 32 levels of each of three channels: the nearest colour's level, and how far."""
+    from scipy.spatial import cKDTree
+
+    axis = np.arange(32) * 8 + 4
+    colours = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+    distance, level = cKDTree(JET.astype(float)).query(colours)
+    return level.astype(np.uint8), distance.astype(np.float32)
 
 
 def walker(seed: int, user: int) -> Walker:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ..rays import through_walls
 from ..scene import GainScale, RadioMap, Scene
 from .free_space_gain import free_space_db
 
@@ -25,30 +25,6 @@ def indoor(scene: Scene, *, most_walls: int = 10) -> RadioMap:
         height, width = scene.shape
         gain = indoor(whole, most_walls=most_walls).gain_db[top : top + height, left : left + width]
     else:
-        gain = free_space_db(scene) - wall_loss_db(scene.transmittance, x, y, most_walls)
+        gain = free_space_db(scene) - through_walls(scene.transmittance, float(x), float(y), most_walls)
     gain = np.maximum(gain, GainScale.INDOOR.floor_db)
     return RadioMap(gain, scale=GainScale.INDOOR, metres_per_pixel=scene.metres_per_pixel)
-
-
-@njit(cache=True, nogil=True)
-def wall_loss_db(transmittance, x, y, most_walls):
-    """(H, W) float32: dB of the walls that the ray from (x, y) has left behind on its way to each pixel's centre."""
-    height, width = transmittance.shape
-    loss = np.zeros((height, width), np.float32)
-    for row in range(height):
-        for column in range(width):
-            steps = int(np.ceil(max(abs(column - x), abs(row - y))))
-            inside, walls, total = 0.0, 0, 0.0
-            for k in range(steps + 1):
-                s = k / steps if steps > 0 else 1.0
-                r = min(max(int(np.floor(y + s * (row - y) + 0.5)), 0), height - 1)
-                c = min(max(int(np.floor(x + s * (column - x) + 0.5)), 0), width - 1)
-                here = transmittance[r, c]
-                if inside > 0.0 and here <= 0.0:
-                    total += inside
-                    walls += 1
-                    if walls >= most_walls:
-                        break
-                inside = here
-            loss[row, column] = total if most_walls > 0 else 0.0
-    return loss
