@@ -2,12 +2,10 @@
 
 import json
 import logging
-import zlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_weights import GOLDENS, draw, filled
 from safetensors.torch import load_file
 
 from radiodiff_diffusers.convert.lightningdit import lightningdit_from_file, lightningdit_from_original
@@ -17,24 +15,7 @@ from radiodiff_diffusers.models.lightning_dit import (
     sincos_position_embedding,
 )
 
-GOLDENS = Path(__file__).parent / "goldens"
 SMALL = dict(sample_size=4, in_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=16, num_classes=5)
-
-
-def filled(name, shape):
-    """The weights the goldens were recorded with: made from the tensor's name."""
-    a = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape).astype(np.float32)
-    if name.endswith("bias"):
-        a = 0.02 * a
-    elif a.ndim == 1:
-        a = 1 + 0.1 * a
-    else:
-        a = a / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(a, dtype=np.float32))
-
-
-def rs(seed, *shape):
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
 def original_state_dict(keys):
@@ -56,7 +37,7 @@ def small_model(**changes):
 
 
 def small_inputs():
-    return rs(1, 2, 4, 4, 4), torch.tensor([0.2, 0.7]), torch.tensor([1, 5])
+    return draw(1, 2, 4, 4, 4), torch.tensor([0.2, 0.7]), torch.tensor([1, 5])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +51,7 @@ def test_same_function_as_the_original(case, seed, shape, time, labels):
     state_dict, config = golden_case(case)
     model = lightningdit_from_original(state_dict, num_heads=config["num_heads"])
     with torch.no_grad():
-        output = model(rs(seed, *shape), torch.tensor(time), torch.tensor(labels)).sample
+        output = model(draw(seed, *shape), torch.tensor(time), torch.tensor(labels)).sample
     expected = load_file(GOLDENS / "lightningdit.safetensors")[case]
     assert (output - expected).abs().max() < 1e-5
     assert model.config.num_classes == 31 and model.config.qk_norm == config["use_qknorm"]
@@ -86,7 +67,7 @@ def test_same_function_for_every_option(case):
     model = lightningdit_from_original(state_dict, num_heads=config["num_heads"], rotary=rotary)
     size = config["input_size"]
     with torch.no_grad():
-        output = model(rs(entry["seed"], 2, 8, size, size), torch.tensor([0.3, 0.8]), torch.tensor([1, 5])).sample
+        output = model(draw(entry["seed"], 2, 8, size, size), torch.tensor([0.3, 0.8]), torch.tensor([1, 5])).sample
     assert (output - load_file(GOLDENS / "lightningdit_options.safetensors")[case]).abs().max() < 1e-5
 
 
@@ -166,12 +147,12 @@ def test_any_latent_size_counts_positions_from_zero():
     assert torch.equal(large[:4, :5], sincos_position_embedding(4, 5, 32).reshape(4, 5, 32))
     model = small_model()
     with torch.no_grad():
-        wide = model(rs(3, 1, 4, 6, 10), 0.5, torch.tensor([2])).sample
-        tall = model(rs(3, 1, 4, 6, 10).mT.contiguous(), 0.5, torch.tensor([2])).sample
+        wide = model(draw(3, 1, 4, 6, 10), 0.5, torch.tensor([2])).sample
+        tall = model(draw(3, 1, 4, 6, 10).mT.contiguous(), 0.5, torch.tensor([2])).sample
     assert wide.shape == (1, 4, 6, 10)
     assert (wide.mT - tall).abs().max() > 1e-3  # rows and columns are told apart
     with pytest.raises(ValueError, match="multiples of the patch size 2"):
-        small_model(patch_size=2)(rs(3, 1, 4, 5, 4), 0.5, torch.tensor([2]))
+        small_model(patch_size=2)(draw(3, 1, 4, 5, 4), 0.5, torch.tensor([2]))
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -2,36 +2,18 @@
 
 import json
 import logging
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from golden_weights import GOLDENS, draw, filled
 from safetensors.torch import load_file
 
 from radiodiff_diffusers import LightningDiTPipeline, LightningDiTTransformer2DModel
 from radiodiff_diffusers.convert.lightningdit import lightningdit_from_original
 from radiodiff_diffusers.convert.vavae import set_latent_statistics
 from radiodiff_diffusers.lora import adapter_of
-
-GOLDENS = Path(__file__).parent / "goldens"
-
-
-def filled(name, shape):
-    a = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape).astype(np.float32)
-    if name.endswith("bias"):
-        a = 0.02 * a
-    elif a.ndim == 1:
-        a = 1 + 0.1 * a
-    else:
-        a = a / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(a, dtype=np.float32))
-
-
-def rs(seed, *shape):
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
 def tiny_vae(latent_channels=8, colours=3, statistics=True):
@@ -94,7 +76,7 @@ def test_times_and_samples_of_the_original_sampler(steps, shift, scale, start):
         guidance_channels=3,
         guidance_interval=start,
         timestep_shift=shift,
-        latents=rs(750, 3, 8, 4, 4),
+        latents=draw(750, 3, 8, 4, 4),
         output_type="latent",
     ).images
     assert len(times) == steps - 1 == pipe.num_timesteps
@@ -123,7 +105,7 @@ def test_time_grid_of_the_specification():
 
 def test_all_channels_are_guided_by_default():
     """Against the formula by hand: null + scale (class - null) on every channel."""
-    pipe, noise = make_pipe(), rs(750, 1, 8, 4, 4)
+    pipe, noise = make_pipe(), draw(750, 1, 8, 4, 4)
     sample = pipe([2], 5, guidance_scale=3.0, latents=noise, output_type="latent").images
     expected, times = noise, torch.linspace(0, 1, 5)
     with torch.no_grad():

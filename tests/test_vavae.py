@@ -1,13 +1,12 @@
 """Conversion of VA-VAE tokenizers: recorded numbers, every key, every form of checkpoint, and wrong ones."""
 
 import json
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from golden_weights import GOLDENS, draw, filled
 from safetensors.torch import load_file, save_file
 
 from radiodiff_diffusers.convert.vavae import (
@@ -20,23 +19,6 @@ from radiodiff_diffusers.convert.vavae import (
 )
 from radiodiff_diffusers.models.patch_discriminator import PatchDiscriminator
 from radiodiff_diffusers.training.alignment import AlignmentProjection
-
-GOLDENS = Path(__file__).parent / "goldens"
-
-
-def filled(name, shape):
-    a = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape).astype(np.float32)
-    if name.endswith("bias"):
-        a = 0.02 * a
-    elif a.ndim == 1:
-        a = 1 + 0.1 * a
-    else:
-        a = a / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(a, dtype=np.float32))
-
-
-def rs(seed, *shape):
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
 def original_state_dict(width=32, latent=4, colours=3, decoder_attention=True):
@@ -64,8 +46,8 @@ def test_same_function_as_the_original():
     vae = vavae_from_original({name: filled(name, shape) for name, (_, shape) in manifest.items()})
     golden = load_file(GOLDENS / "vavae.safetensors")
     with torch.no_grad():
-        posterior = vae.encode(torch.tanh(rs(601, 1, 3, 64, 96))).latent_dist
-        image = vae.decode(rs(602, 1, 32, 4, 6)).sample
+        posterior = vae.encode(torch.tanh(draw(601, 1, 3, 64, 96))).latent_dist
+        image = vae.decode(draw(602, 1, 32, 4, 6)).sample
     for ours, name in ((posterior.mean, "mean"), (posterior.logvar, "logvar"), (image, "decode")):
         assert (ours - golden[f"f16d32.{name}"]).abs().max() < 1e-4, name
     assert sum(p.numel() for p in vae.parameters()) == 69_836_067
@@ -118,12 +100,12 @@ def test_training_checkpoint(tmp_path):
     }
     path = tmp_path / "epoch=49.ckpt"
     torch.save(checkpoint, path)
-    torch.save({"mean": rs(1, 1, 4, 1, 1), "std": rs(2, 1, 4, 1, 1).abs()}, tmp_path / "latents_stats.pt")
+    torch.save({"mean": draw(1, 1, 4, 1, 1), "std": draw(2, 1, 4, 1, 1).abs()}, tmp_path / "latents_stats.pt")
     vae = vavae_from_file(path, statistics=tmp_path / "latents_stats.pt")
     reference = vavae_from_original(state_dict)
     for (name, a), b in zip(vae.state_dict().items(), reference.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert vae.config.latents_mean == pytest.approx(rs(1, 4).tolist())
+    assert vae.config.latents_mean == pytest.approx(draw(1, 4).tolist())
 
     parts = training_parts_from_original(load_original_checkpoint(path))
     fresh, fresh_projection = PatchDiscriminator(width=8), AlignmentProjection(4, 16)
@@ -152,7 +134,7 @@ def test_gray_from_colour_and_back():
     colour = vavae_from_original(original_state_dict())
     gray = vavae_from_original(original_state_dict(), channels=1)
     assert gray.config.in_channels == gray.config.out_channels == 1
-    image, latent = torch.tanh(rs(5, 1, 1, 32, 48)), rs(6, 1, 4, 2, 3)
+    image, latent = torch.tanh(draw(5, 1, 1, 32, 48)), draw(6, 1, 4, 2, 3)
     with torch.no_grad():
         expected = colour.encode(image.expand(-1, 3, -1, -1)).latent_dist.mean
         assert (gray.encode(image).latent_dist.mean - expected).abs().max() < 1e-4
