@@ -1,9 +1,11 @@
 """The smallest recipe there is, for tests of the run: a few convolutions denoise little maps. Also runs as a
 script."""
 
+import itertools
 import os
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,14 +55,17 @@ def toy_pairs(count=12, size=16, seed=0):
 
 
 def toy_model(dropout=0.1):
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(dropout), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)
     )
+    model._repeated_blocks = ["Conv2d"]  # what FSDP takes as a block
+    return model
 
 
-def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None, dropout=0.1):
+def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None, dropout=0.1, scaler=None):
     """A run and its training step; `wrap_step(step)` lets a test interfere."""
     accelerator = make_accelerator(config.train)
+    accelerator.scaler = scaler
     model = model or toy_model(dropout)
     samples = Samples(pairs if pairs is not None else toy_pairs(), config.data, config.train.seed)
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=config.train.learning_rate)
@@ -78,8 +83,12 @@ def make_run(config, pairs=None, model=None, wrap_step=None, optimizer=None, dro
     return run, wrap_step(training_step) if wrap_step else training_step
 
 
-def main(argv, seconds=0.0, environment=None, dropout=0.1, bad_sample=None):
-    """Train as a script would and leave with the run's exit code; `seconds` slows each step, for a test to hit it."""
+def main(argv, seconds=0.0, environment=None, dropout=0.1, bad_sample=None, bad_losses=(), overflows=()):
+    """Train as a script would and leave with the run's exit code; `seconds` slows each step, for a test to hit it.
+
+    Of the steps, counted from 0, the first process's loss is infinite in `bad_losses`; in `overflows`, of a run with a
+    gradient scaler, one single gradient is.
+    """
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     if not os.environ.get("TOY_LOUD"):
@@ -87,10 +96,36 @@ def main(argv, seconds=0.0, environment=None, dropout=0.1, bad_sample=None):
     pairs = toy_pairs()
     if bad_sample is not None:
         pairs[bad_sample] = (pairs[bad_sample][0], RadioMap(np.full((16, 16), np.nan)))
-    run, step = make_run(parse_config(ToyConfig, argv), pairs=pairs, dropout=dropout)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if overflows else None
+    run, step = make_run(parse_config(ToyConfig, argv), pairs=pairs, dropout=dropout, scaler=scaler)
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        held = sum(p.numel() for p in run.parameters["model"])
+        assert held < sum(p.numel() for p in run.models["model"].parameters())  # it is in parts
+    calls = itertools.count()
 
     def slow_step(batch):
         time.sleep(seconds)
-        return step(batch)
+        call = next(calls)
+        with overflowing(run.models["model"][-1]) if call in overflows else nullcontext():
+            losses, named = step(batch)
+        if call in bad_losses and run.accelerator.is_main_process:
+            losses = {name: loss * float("inf") for name, loss in losses.items()}
+        return losses, named
 
     sys.exit(run.train(slow_step))
+
+
+@contextmanager
+def overflowing(layer):
+    """The gradient of the layer's bias is infinite in this step."""
+
+    def spoil(layer, _inputs):
+        def once(gradient):
+            handle.remove()
+            return gradient * float("inf")
+
+        handle = layer.bias.register_hook(once)
+
+    hook = layer.register_forward_pre_hook(spoil)
+    yield
+    hook.remove()
