@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import tiny_sets
 from PIL import Image
 
 from radiodiff_diffusers.commands import data_explore as command
@@ -169,6 +170,19 @@ def test_the_indoor_page(indoor):
     assert "2 gains where 360 were expected" in text
 
 
+def test_positions_given_as_row_and_column_are_turned(tmp_path):
+    """The distance channel tells which is which; the truth is free space, so nothing is left over when it is right."""
+    left_over = []
+    for swapped in (False, True):
+        root = tiny_sets.make_icassp(tmp_path / str(swapped), buildings=(1,), tasks=(1,), swapped=swapped)
+        sample = explore_icassp.find_samples(root)[0]
+        place = explore_icassp.read_positions(root, [])[(1, 1, 1)][0]
+        counts = explore_icassp.scan_sample(explore_icassp.Job(root, sample, place, None)).free_against_true
+        free, true = np.mgrid[:100, :128] * 2
+        left_over.append((counts * np.abs(true - free)).sum() / counts.sum())
+    assert left_over[0] == left_over[1] < 3
+
+
 def test_free_space_loss_and_where_the_antenna_looks():
     """1 m off at 868 MHz: 20 log10(868) - 27.55 dB; an antenna at azimuth 0 looks along +x, 90 along +y (down)."""
     pattern = -10 * (1 - np.cos(np.radians(np.arange(360))))
@@ -191,6 +205,21 @@ def test_the_spectrogram_page(tmp_path):
     assert "9 pictures of 3 classes" in text and "1 file could not be read" in text
     assert "Unbalanced: 2 pictures of ID_1, 4 of ID_10" in text
     assert len(list((tmp_path / "explore" / "figures").glob("*.png"))) == 5
+
+
+def test_jet_pictures_are_read_back_as_levels(tmp_path):
+    from radiodiff_diffusers.engines.gait import JET
+    from radiodiff_diffusers.reports.explore_spectrograms import read_levels
+
+    levels = np.add.outer(np.arange(0, 256, 4), np.zeros(40)).astype(np.uint8)
+    save(tmp_path / "jet.png", JET[levels])
+    save(tmp_path / "gray.png", np.repeat(levels[..., None], 3, -1))
+    plane, jet = read_levels(tmp_path / "jet.png")
+    assert jet and np.abs(plane.astype(int) - levels).max() <= 3
+    plane, jet = read_levels(tmp_path / "gray.png")
+    assert not jet and (plane == levels).all()
+    save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 255, (48, 40, 3)))
+    assert not read_levels(tmp_path / "noise.png")[1], "colours of another scale are not taken for jet"
 
 
 # Asking wrongly ----------------------------------------------------------------------------------------------------

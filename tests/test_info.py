@@ -154,6 +154,49 @@ def test_loading_folders_presets_and_errors(tmp_path, latent_pipeline):
         assert "\n" not in str(failure.value)
 
 
+def test_the_published_model_has_its_autoencoder():
+    """225 M parameters with 55 M of the autoencoder; without it `info base` would run the U-Net on pixels."""
+    pipe = load_model("base")
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 223_842_366
+    assert pipe.vae_scale_factor == 4 and sum(p.numel() for p in pipe.vae.parameters()) == 55_307_453
+    assert pipe.vae.config.scaling_factor == 0.3 and load_model("test").vae is None
+
+
+@pytest.mark.slow
+def test_the_published_model_costs_what_it_costs():
+    """A U-Net step with its condition is 146 GFLOP at 256 x 256, decoding 670 (multiply and add: 2)."""
+    from radiodiff_diffusers.reports.architecture_page import call_groups
+
+    info = inspect_model(load_model("base"), 256, 256, steps=1)
+    cost = {call.name: call.flops / 1e9 for call, *_ in call_groups(info)}
+    assert cost["unet.encoder"] + cost["unet: prepared"] + cost["unet"] == pytest.approx(146, rel=0.01)
+    assert cost["vae.decoder"] == pytest.approx(670, rel=0.01)
+
+
+@pytest.mark.parametrize("solver", ["sde", "ode"])
+def test_the_equations_are_what_the_scheduler_does(solver, latent_pipeline, tmp_path):
+    """The step as the page writes it, evaluated, is the scheduler's step."""
+    scheduler = ConstSDEScheduler(solver=solver)
+    latent_pipeline = RadioDiffPipeline(latent_pipeline.unet, scheduler, latent_pipeline.vae)
+    text = write_page(inspect_model(latent_pipeline, 64, 64, steps=1), tmp_path / "page.html").read_text()
+    formula = re.search(r"<code>x = ([^<]*)</code>", text)[1]
+    product = {name: f" * {name}" for name in ("z", "x0", "(t")}
+    for written, python in {
+        "√t": "t**0.5",
+        "√": "sqrt",
+        " ε": " * e",
+        **{f" {k}": v for k, v in product.items()},
+    }.items():
+        formula = formula.replace(written, python)
+    x0, e, z = (torch.randn(1, 1, 4, 4) for _ in range(3))
+    scheduler.set_timesteps(4)
+    t, later = float(scheduler.timesteps[0]), float(scheduler.timesteps[1])
+    x_t, s = (1 - t) * x0 + t**0.5 * e, t - later
+    output = torch.cat([-x0, e], dim=1)
+    step = scheduler.step(output, scheduler.timesteps[0], x_t, variance_noise=z, return_dict=False)[0]
+    assert torch.allclose(step, eval(formula, {"sqrt": lambda v: v**0.5}, locals()), atol=1e-5), formula
+
+
 def test_the_command(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -73,6 +73,12 @@ def test_damaged_lines_are_counted_and_skipped(tmp_path):
     assert kinds(run, "5 damaged") == ["info"]
 
 
+def test_values_that_are_no_numbers_do_no_harm(tmp_path):
+    odd = {"event": "train", "step": 5, "loss": 1.0, "loss/parts": [1, 2], "note": {"a": 1}, "loss/kl": "NaN"}
+    run = read_run(write_run(tmp_path / "run", records(3), [odd]))
+    assert run.train[5]["loss"] == 1.0 and math.isnan(run.train[5]["loss/kl"]) and "note" not in run.train[5]
+
+
 def test_the_originals_vae_log(tmp_path):
     """Two lines a step, one an optimiser; progress bars on the same line; a value that is NaN; a cut line."""
     log = tmp_path / "2025-08-15-20-41_.log"

@@ -149,10 +149,10 @@ JET = _jet()
 
 @lru_cache(maxsize=1)
 def jet_backwards() -> tuple[np.ndarray, np.ndarray]:
-    """The jet colours backwards, for 32 levels of each of three channels: the nearest colour's level, and how far."""
+    """The jet colours backwards, for 64 levels of each of three channels: the nearest colour's level, and how far."""
     from scipy.spatial import cKDTree
 
-    axis = np.arange(32) * 8 + 4
+    axis = np.arange(64) * 4 + 2
     colours = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     distance, level = cKDTree(JET.astype(float)).query(colours)
     return level.astype(np.uint8), distance.astype(np.float32)

@@ -8,7 +8,6 @@ the images of a user differ from one another as real ones do, and whether they r
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.micro_doppler import MicroDopplerFolder, split_indices
+from ..engines.gait import jet_backwards
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +33,8 @@ def power_of(image: np.ndarray) -> np.ndarray:
         return pixels[0] / np.float32(255)
     if np.ptp(pixels.astype(int), axis=0).max() <= 2:  # three equal channels
         return pixels.mean(0).astype(np.float32) / 255
-    red, green, blue = pixels >> 3
-    return _jet_table()[red, green, blue]
-
-
-@lru_cache(maxsize=1)
-def _jet_table() -> np.ndarray:
-    """The jet colour map backwards: the level of the nearest colour, for 32 levels of each of three channels."""
-    from scipy.spatial import cKDTree
-
-    from ..engines.gait import JET
-
-    axis = np.arange(32) * 8 + 4
-    colours = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    _, level = cKDTree(JET.astype(float)).query(colours)
-    return (level / 255).astype(np.float32).reshape(32, 32, 32)
+    red, green, blue = pixels >> 2
+    return jet_backwards()[0][red, green, blue] / np.float32(255)
 
 
 def ridge_velocity(power: np.ndarray, velocity_range: tuple[float, float], least: float = 0.4) -> float:

@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .document import counted
+
 
 @dataclass
 class Call:
@@ -341,6 +343,20 @@ def _storage(tensor: torch.Tensor) -> int:
 # Options and what they mean ----------------------------------------------------------------------------------------
 
 
+# Options that diffusers' own classes leave unexplained.
+NOT_IN_DOCSTRINGS = {
+    "AutoencoderKL": {
+        "layers_per_block": "Residual blocks a level.",
+        "norm_num_groups": "Groups of the group norms.",
+        "shift_factor": "Subtracted from latents before they are scaled; none where they are centred as they are.",
+        "latents_mean": "Mean of each latent channel, where latents are normalised channel by channel.",
+        "latents_std": "Standard deviation of each latent channel, likewise.",
+        "use_quant_conv": "A 1 x 1 convolution between encoder and posterior.",
+        "use_post_quant_conv": "A 1 x 1 convolution between latent and decoder.",
+    },
+}
+
+
 def options_with_meaning(part: Any) -> list[tuple[str, Any, str]]:
     """(option, value, meaning), the meaning from the class's docstring."""
     config = getattr(part, "config", None)
@@ -349,6 +365,7 @@ def options_with_meaning(part: Any) -> list[tuple[str, Any, str]]:
     meanings = docstring_arguments(inspect.getdoc(type(part)) or "")
     if not meanings:
         meanings = docstring_arguments(inspect.getdoc(type(part).__init__) or "")
+    meanings = {**NOT_IN_DOCSTRINGS.get(type(part).__name__, {}), **meanings}
     return [(k, v, meanings.get(k, "")) for k, v in dict(config).items() if not k.startswith("_")]
 
 
@@ -392,9 +409,9 @@ def print_info(info: ModelInfo, depth: int = 2) -> str:
     if info.why_not_run:
         lines.append(f"not run:     {info.why_not_run}")
     else:
-        steps = f", {info.steps} model evaluations" if info.steps else ""
+        steps = f", {counted(info.steps, 'model evaluation')}" if info.steps else ""
         lines += [
-            f"FLOPs        {short(info.flops)} for one prediction of {width} x {height}{steps}",
+            f"cost         {flop(info.flops)} (multiply and add: 2) for one prediction of {width} x {height}{steps}",
             f"memory       {mega(info.bytes + info.peak_bytes)} at most, {mega(info.peak_bytes)} of it activations",
             f"time         {info.seconds:.2f} s on this CPU, {torch.get_num_threads()} threads",
         ]
@@ -422,6 +439,12 @@ def short(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.3g} {letter}"
     return f"{number:.3g}"
+
+
+def flop(number: float) -> str:
+    """1234567 -> 1.23 MFLOP."""
+    text = short(number)
+    return f"{text}FLOP" if text[-1].isalpha() else f"{text} FLOP"
 
 
 def mega(count: float) -> str:

@@ -6,9 +6,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from .architecture import Call, ModelInfo, Part, mega, short
-from .document import Document
-from .svg import Diagram, fit
+from .architecture import Call, ModelInfo, Part, flop, mega, short
+from .document import Document, counted
+from .svg import Diagram
 from .training import flatten
 
 COMPONENT_FILLS = ("blue", "green", "orange", "pink", "yellow")
@@ -20,7 +20,7 @@ def write_page(info: ModelInfo, path: str | Path) -> Path:
     if path.suffix.lower() not in {".html", ".htm"}:
         path = path / "architecture.html"
     name, pictures = path.stem, path.parent / f"{path.stem}_figures"
-    document = Document(f"Architecture: {info.name}")
+    document = Document(f"Architecture: {Path(info.name).name if Path(info.name).is_dir() else info.name}")
     _in_short(document, info)
     document.heading("Modules")
     picture = _icicle(info).write(pictures / "modules.svg", "Module tree by parameters")
@@ -33,7 +33,12 @@ def write_page(info: ModelInfo, path: str | Path) -> Path:
         height, width = info.size
         document.figure(
             picture,
-            f"What is called in what order for a map of {width} x {height} pixels, with output shapes and FLOPs.",
+            f"What is called in what order for a map of {width} x {height} pixels, with shapes and costs.",
+        )
+        document.text("A multiplication and an addition are 2 FLOP; convolutions and matrix products are counted.")
+        document.table(
+            ["called", "times", "a call, at most", "together"],
+            [[f"`{call.name}`", n, flop(call.flops), flop(flops)] for call, n, flops in call_groups(info)],
         )
     flow = _training_flow(info)
     if flow is not None:
@@ -61,14 +66,14 @@ def _in_short(document: Document, info: ModelInfo) -> None:
     if info.why_not_run:
         document.note("info", info.why_not_run)
     else:
-        times = f" in {info.steps} evaluations of the network" if info.steps else ""
+        times = f" in {counted(info.steps, 'evaluation')} of the network" if info.steps else ""
         document.text(
-            f"One prediction of {width} x {height} pixels: {short(info.flops)} FLOPs{times}, "
+            f"One prediction of {width} x {height} pixels: {flop(info.flops)}{times}, "
             f"{mega(info.bytes + info.peak_bytes)} of memory at most ({mega(info.peak_bytes)} of it activations), "
             f"{info.seconds:.2f} s on the CPU this page was made on."
         )
     document.table(
-        ["component", "class", "parameters", "trainable", "weights", "FLOPs", "calls", "last output"],
+        ["component", "class", "parameters", "trainable", "weights", "FLOP", "calls", "last output"],
         [
             [
                 p.name,
@@ -117,10 +122,38 @@ def _icicle(info: ModelInfo, depth: int = 4, height: float = 560, column: float 
     return diagram
 
 
+WIDE, GAP, ACROSS = 214, 22, 4  # boxes of the data flow: width, distance, and how many stand in a line
+
+
 def _data_flow(info: ModelInfo) -> Diagram:
-    """One column a component in the order of its first call; below it what it calls itself."""
+    """A row a component, in the order of its first call; beside it, line by line, what it calls itself."""
     diagram = Diagram()
-    groups: list[tuple[Call, int, int]] = []  # the costliest call of a name, how often, FLOPs together
+    fills = {label: COMPONENT_FILLS[i % len(COMPONENT_FILLS)] for i, label in enumerate(info.components)}
+    first, last = _ends(info)
+    x, y, before = 10, 8.0, 0.0
+    if first:
+        tall = _box(diagram, x, y, *first, "green")
+        before, y = y + tall, y + tall + GAP
+    for call, count, flops in call_groups(info):
+        if before:
+            diagram.arrow(x + WIDE / 2, before, x + WIDE / 2, y)
+        notes = [call.kind, f"{flop(flops)}" + (f" in {count} calls" if count > 1 else "")]
+        given = [_shape(shape) for shape in call.inputs if shape]
+        notes += [f"given {given[0]}"] if given else []
+        if count > 1 and info.kind == "RadioDiffPipeline":
+            notes += ["begins with noise,", "a scheduler step after each call"]
+        tall = _box(diagram, x, y, call.name, tuple(notes), fills[call.name.split(".")[0].split(":")[0]])
+        below = _children(diagram, call, x + WIDE + 2 * GAP, y, y + tall / 2)
+        before, y = y + tall, max(y + tall, below) + GAP
+    if last:
+        diagram.arrow(x + WIDE / 2, before, x + WIDE / 2, y)
+        _box(diagram, x, y, *last, "green")
+    return diagram
+
+
+def call_groups(info: ModelInfo) -> list[tuple[Call, int, int]]:
+    """What a prediction calls from outside: the costliest call of each name, how often, and FLOPs of all together."""
+    groups: list[tuple[Call, int, int]] = []
     for call in _gathered(info.calls):
         known = next((i for i, (first, *_) in enumerate(groups) if first.name == call.name), None)
         if known is None:
@@ -128,30 +161,61 @@ def _data_flow(info: ModelInfo) -> Diagram:
         else:
             first, count, flops = groups[known]
             groups[known] = (max(first, call, key=lambda c: c.flops), count + 1, flops + call.flops)
-    fills = {label: COMPONENT_FILLS[i % len(COMPONENT_FILLS)] for i, label in enumerate(info.components)}
-    wide, row, x = 230, 46, 10
-    for k, (call, count, flops) in enumerate(groups):
-        fill = fills[call.name.split(".")[0].split(":")[0]]
-        times = f" x {count}" if count > 1 else ""
-        diagram.text(x, 16, fit(", ".join(_shape(s) for s in call.inputs[:3]), wide + 24, 10), 10, "#5c6670")
-        diagram.box(x, 24, wide, 46, f"{call.name}{times}", (f"{call.kind}, {short(flops)} FLOPs",), fill)
-        y = 70
-        children, left_out = _merged(call.children, 8 if call.name.endswith(": prepared") else 24)
-        for child, repeats, below in children:
-            diagram.arrow(x + wide / 2, y, x + wide / 2, y + 14)
-            again = f" x {repeats}" if repeats > 1 else ""
-            title = child.name.removeprefix(f"{call.name.split(':')[0]}.") + again
-            notes = (f"{child.kind}, {short(below)} FLOPs: {_shape(child.outputs[0] if child.outputs else None)}",)
-            diagram.box(x, y + 14, wide, row - 12, title, notes, "gray")
-            y += row + 2
-        if left_out:
-            diagram.text(x, y + 18, f"and {left_out} cheaper calls", 10, "#5c6670")
-        elif call.outputs:
-            diagram.text(x, y + 18, "gives " + ", ".join(_shape(s) for s in call.outputs[:2]), 10, "#5c6670")
-        if k + 1 < len(groups):
-            diagram.arrow(x + wide, 47, x + wide + 30, 47)
-        x += wide + 32
-    return diagram
+    return groups
+
+
+def _ends(info: ModelInfo) -> tuple[tuple | None, tuple | None]:
+    """The boxes before and after the model: what a user hands in and gets back."""
+    if info.kind != "RadioDiffPipeline":
+        return None, None
+    height, width = info.size
+    channels = list(info.model.unet.config.condition_channels)
+    lines = [", ".join(channels[i : i + 2]) for i in range(0, len(channels), 2)]
+    return (
+        ("scene", (*lines, f"as planes {_shape((1, len(channels), height, width))}")),
+        ("radio map", (f"{width} x {height} pixels, gain in dB",)),
+    )
+
+
+def _box(diagram: Diagram, x: float, y: float, title: str, notes: tuple[str, ...], fill: str) -> float:
+    """Draws a box as tall as its lines; returns that height."""
+    tall = 15 * (1 + len(notes)) + 10
+    diagram.box(x, y, WIDE, tall, title, notes, fill)
+    return tall
+
+
+def _children(diagram: Diagram, call: Call, left: float, top: float, middle: float) -> float:
+    """The calls that a call makes, from left to right and line by line; returns where they end below."""
+    rows, left_out = _merged(call.children, 8 if call.name.endswith(": prepared") else 24)
+    tall, step = 55, 55 + GAP
+    if rows:
+        diagram.path([(left - 2 * GAP, middle), (left - GAP, middle), (left - GAP, top + 20), (left, top + 20)])
+    for k, (child, final, count, flops) in enumerate(rows):
+        x, y = left + k % ACROSS * (WIDE + GAP), top + k // ACROSS * step
+        title = _names(child.name.removeprefix(f"{call.name.split(':')[0]}."), final.name, count)
+        shape = _shape(child.outputs[0] if child.outputs else None)
+        diagram.box(x, y, WIDE, tall, title, (f"{child.kind}, {flop(flops)}", f"gives {shape}"), "gray")
+        if k + 1 == len(rows):
+            break
+        if (k + 1) % ACROSS:
+            diagram.arrow(x + WIDE, y + tall / 2, x + WIDE + GAP, y + tall / 2)
+        else:
+            turn = y + tall + GAP / 2
+            a, b = x + WIDE / 2, left + WIDE / 2
+            diagram.path([(a, y + tall), (a, turn), (b, turn), (b, y + step)])
+    below = top + -(-len(rows) // ACROSS) * step - GAP if rows else top
+    if left_out:
+        diagram.text(left, below + 14, f"and {left_out} cheaper calls", 10, "#5c6670")
+        below += 16
+    return below
+
+
+def _names(first: str, last: str, count: int) -> str:
+    """stages.0 to 3 for neighbours of one kind that stand as one; a name with its count where one is called again."""
+    if count == 1:
+        return first
+    end = last.rsplit(".", 1)[-1]
+    return f"{first} x {count}" if first.rsplit(".", 1)[-1] == end else f"{first} to {end}"
 
 
 def _gathered(calls: list[Call]) -> list[Call]:
@@ -169,17 +233,16 @@ def _gathered(calls: list[Call]) -> list[Call]:
     return gathered
 
 
-def _merged(calls: list[Call], most: int) -> tuple[list[tuple[Call, int, int]], int]:
-    """Neighbouring calls of one class and shape as one; where there are still too many, the cheapest are left out."""
-    rows: list[tuple[Call, int, int]] = []
+def _merged(calls: list[Call], most: int) -> tuple[list[tuple[Call, Call, int, int]], int]:
+    """(first, last, count, FLOPs) of neighbouring calls of one class and shape; the cheapest of too many left out."""
+    rows: list[tuple[Call, Call, int, int]] = []
     for call in calls:
-        same = rows and rows[-1][0].kind == call.kind and rows[-1][0].outputs == call.outputs
-        if same:
-            first, count, flops = rows[-1]
-            rows[-1] = (first, count + 1, flops + call.flops)
+        if rows and rows[-1][0].kind == call.kind and rows[-1][0].outputs == call.outputs:
+            first, _, count, flops = rows[-1]
+            rows[-1] = (first, call, count + 1, flops + call.flops)
         else:
-            rows.append((call, 1, call.flops))
-    keep = set(sorted(range(len(rows)), key=lambda i: -rows[i][2])[:most])
+            rows.append((call, call, 1, call.flops))
+    keep = set(sorted(range(len(rows)), key=lambda i: -rows[i][3])[:most])
     return [row for i, row in enumerate(rows) if i in keep], len(rows) - len(keep)
 
 
@@ -200,7 +263,7 @@ def _training_flow(info: ModelInfo) -> Diagram | None:
         else:
             d.arrow(160, 33, 410, 33)
         d.box(410, 10, 130, 46, "x0", (latent,), "green")
-        d.box(410, 100, 130, 46, "noise, t", (f"t in ({scheduler.config.eps:g}, 1]",), "yellow")
+        d.box(410, 100, 130, 46, "noise, t", (f"t in [{scheduler.config.eps:g}, 1]",), "yellow")
         d.box(590, 55, 190, 46, "x_t = (1 - t) x0 + √t noise", ("scheduler.add_noise",), "yellow")
         d.path([(540, 33), (565, 33), (565, 70), (590, 70)])
         d.path([(540, 123), (565, 123), (565, 86), (590, 86)])
@@ -295,7 +358,10 @@ def _equations(document: Document, info: ModelInfo) -> None:
             if config.final_denoise
             else "equal steps"
         )
-        noise = " + √(s (t - s) / t) z" if config.solver == "sde" else " (the noise-free form)"
+        step, fresh = {
+            "sde": ("x_t + s x0 - s / √t ε + √(s (t - s) / t) z", "`z` fresh noise at every step but the last"),
+            "ode": ("(1 - t + s) x0 + √(t - s) ε", "no fresh noise"),
+        }[config.solver]
         document.heading("Equations")
         document.items(
             [
@@ -304,7 +370,7 @@ def _equations(document: Document, info: ModelInfo) -> None:
                 "`ε = √t x + √(1 - t) / √(t² + 1) F2`.",
                 "Clean sample as predicted: `x0 = x_t - C t - √t ε`"
                 + (", clipped to [-1, 1]." if config.clip_sample else "."),
-                f"Step from t to t - s: `x = x_t - C s - s / √t ε{noise}`, with `C = -x0`; {last}.",
+                f"Step from t to t - s (`solver` {config.solver}): `x = {step}`, {fresh}; {last}.",
                 "Loss: `2 e^(1-t) |C - C'|² + e^√t |ε - ε'|²`, halved together with the same in absolute values "
                 "where L1 is on.",
             ]

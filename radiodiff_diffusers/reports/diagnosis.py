@@ -438,9 +438,7 @@ def reading(run: RunLog) -> list[Finding]:
         )
     if run.repeated:
         findings.append(
-            Finding(
-                "info", f"{counted(run.repeated, 'record')} written again after a resume: the later ones count."
-            )
+            Finding("info", f"{counted(run.repeated, 'record')} written again after a resume: the later ones count.")
         )
     if math.isclose(len(run.train), 0):
         findings.append(Finding("warn", "The log holds no training records, only events.", ""))

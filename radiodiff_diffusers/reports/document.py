@@ -170,7 +170,7 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 def _column_class(column: Sequence[str]) -> str:
     """Columns of numbers stand at the right, head and all; one word among them makes it a column of text."""
     cells = [cell for cell in column if cell]
-    number = re.compile(r"[-+]?([\d,.]+(e[-+]?\d+)?|nan|inf)( ?(%|dB|s|[kMGTB]|GB|MB))?")
+    number = re.compile(r"[-+]?([\d,.]+(e[-+]?\d+)?|nan|inf)( ?(%|dB|s|[kMGT]|[kMGT]?(FLOP|B)))?")
     return ' class="number"' if cells and all(number.fullmatch(cell) for cell in cells) else ""
 
 

@@ -382,6 +382,7 @@ def _mean_by_building(axes: Any, sums: dict[int, np.ndarray]) -> None:
     low, middle, high = np.array(quantiles).T
     axes.vlines(range(len(buildings)), low, high, color=style.SKY, linewidth=5)
     axes.plot(range(len(buildings)), middle, "_", color=style.BLACK, markersize=9)
+    axes.set_xlim(-0.7, max(len(buildings), 6) - 0.3)
     axes.set_xticks(range(len(buildings)), [f"B{b}" for b in buildings], rotation=90, fontsize=8)
     style.label(axes, "By building: median and middle half", "building", "path loss [dB]")
 

@@ -108,9 +108,11 @@ def count_axis(axes: Any, which: str = "y") -> None:
 
 
 def percent_axis(axes: Any, which: str = "y") -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(MaxNLocator(nbins=5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
 def pick_scale(axes: Any, values: np.ndarray) -> None:

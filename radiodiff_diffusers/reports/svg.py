@@ -115,5 +115,9 @@ def text_width(text: str, size: int) -> float:
 
 
 def fit(text: str, width: float, size: int) -> str:
+    """The text, or its beginning and end where it is too wide: of a module's name the last word tells most."""
     room = int(width / (0.56 * size))
-    return text if len(text) <= room else text[: max(room - 2, 1)] + ".."
+    if len(text) <= room:
+        return text
+    end = max(room - 2, 1) // 2
+    return text[: max(room - 2 - end, 1)] + ".." + (text[-end:] if end else "")

@@ -45,8 +45,9 @@ def write_report(
     _summary(document, run)
     document.heading("Figures")
     together = [figures.components, figures.multi_axis, figures.normalised] if run.loss_parts() else []
-    if not together:
-        document.text("The log has no components of the loss: the figures that compare them are left out.")
+    absent = figures.glance(run)[1]
+    if absent:
+        document.text(f"Not in the log, so not in the figures: {', '.join(absent)}.")
     for name, draw, caption in FIGURES:
         if draw not in (figures.six_panels, figures.phases, *together):
             continue
@@ -242,9 +243,7 @@ def write_overlay(paths: list[str | Path], output: str | Path) -> tuple[Path, Pa
     for run in runs:
         best = {str(row["what"]): row for row in best_values(run)}
         worst = diagnose(run)[0]
-        values = [
-            f"{format_cell(best[k]['best'])} at {best[k]['best_step']:,}" if k in best else None for k in keys
-        ]
+        values = [f"{format_cell(best[k]['best'])} at {best[k]['best_step']:,}" if k in best else None for k in keys]
         rows.append([run.name, run.last_step, *values, worst.text])
     document.table(["run", "steps", *(f"best {figures.spoken(key)}" for key in keys), "first finding"], rows)
     document.heading("Curves")

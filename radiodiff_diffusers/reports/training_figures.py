@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,21 +225,26 @@ def normalised(run: RunLog, path: Path) -> Path:
         return style.save(figure, path)
 
 
-def six_panels(run: RunLog, path: Path) -> Path:
-    """The run at a glance: loss, components, validation, learning rate, throughput, memory; what the log has of it."""
+def glance(run: RunLog) -> tuple[list[Callable], list[str]]:
+    """The panels of the run at a glance that the log has numbers for, and the names of those it has none for."""
     panels = {
         "loss": (_loss_panel, len(run.column("loss")[1])),
-        "components": (_components_panel, len(_main_parts(run))),
+        "components of the loss": (_components_panel, len(_main_parts(run))),
         "validation": (_validation_panel, any(_validation_names(run))),
         "learning rate": (_rate_panel, len(run.column("lr")[1])),
         "throughput": (_throughput_panel, len(run.column(_throughput_of(run))[1])),
         "memory": (_memory_panel, len(run.column("memory_gb")[1])),
     }
-    shown = [draw for draw, there in panels.values() if there]
     absent = [name for name, (_, there) in panels.items() if not there]
+    return [draw for draw, there in panels.values() if there], absent
+
+
+def six_panels(run: RunLog, path: Path) -> Path:
+    """The run at a glance: loss, components, validation, learning rate, throughput, memory; what the log has of it."""
+    shown, _ = glance(run)
     columns = max(len(shown), 1) if len(shown) < 4 else -(-len(shown) // 2)
     rows = -(-max(len(shown), 1) // columns)
-    title = f"{run.name}: the run at a glance" + (f" (the log has no {', '.join(absent)})" if absent else "")
+    title = f"{run.name}: the run at a glance"
     with style.drawing(rows, columns, (4.5 * max(columns, 2), 3.15 * rows + 0.4), title) as (figure, grid):
         for axes, draw in zip(grid.flat, shown, strict=False):
             draw(axes, run)
