@@ -45,6 +45,7 @@ def build_app(model: str | None = None, folder: str | Path | None = None) -> Any
     if model is None and (Path(DEFAULT_MODEL) / "model_index.json").is_file():
         model = DEFAULT_MODEL
     predictor = demo_maps.Predictor(model)
+    predictor.warm_up()
     files = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="radiodiff_demo_"))
     low, high = demo_maps.threshold_range()
 
@@ -76,29 +77,28 @@ def build_app(model: str | None = None, folder: str | Path | None = None) -> Any
                         label="Draw buildings in black",
                     )
                     use_drawing = gr.Button("Use the drawing")
-                city = gr.Image(
-                    label="Click to place the transmitter",
-                    interactive=False,
-                    type="numpy",
-                    format="png",
-                    elem_id="city",
-                    buttons=[],
-                )
+                # No labels or buttons on pictures: they would lie on the map, and swallow clicks.
+                bare = {"interactive": False, "format": "png", "show_label": False, "buttons": []}
+                city = gr.Image(label="City", type="numpy", elem_id="city", **bare)
                 with gr.Row():
-                    steps = gr.Slider(0, demo_maps.MAX_STEPS, 0, step=1, label="Steps (0: the model's own number)")
-                    samples = gr.Slider(1, demo_maps.MAX_SAMPLES, 1, step=1, label="Samples")
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+                    steps = gr.Slider(
+                        0, demo_maps.MAX_STEPS, 0, step=1, label="Steps", info="0: the model's own number"
+                    )
+                    samples = gr.Slider(1, demo_maps.MAX_SAMPLES, 1, step=1, label="Samples", info="for their spread")
                 with gr.Row():
-                    threshold = gr.Slider(low, high, -110, step=1, label="Coverage threshold [dB]")
-                    angle = gr.Slider(0, 359, 0, step=1, label="Profile direction [degrees, 90 is down]")
-                truth = gr.Radio(["none", *demo_maps.ENGINES], value="none", label="Engine to compare with")
+                    threshold = gr.Slider(low, high, -110, step=1, label="Threshold [dB]", info="of the coverage")
+                    angle = gr.Slider(0, 359, 0, step=1, label="Direction [°]", info="of the profile; 90 is down")
+                with gr.Row():
+                    engines = ["none", *demo_maps.ENGINES]
+                    truth = gr.Radio(engines, value="none", label="Engine to compare with", scale=3)
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=1, min_width=90)
                 again = gr.Button("Predict", variant="primary", elem_id="predict")
             with gr.Column(scale=6):
-                result = gr.Image(label="Radio map", interactive=False, format="png", elem_id="map")
+                result = gr.Image(label="Radio map", elem_id="map", **bare)
                 facts = gr.Markdown(elem_id="facts")
-                line = gr.Image(label="Profile", interactive=False, format="png")
-                compared = gr.Image(label="Engine and error", interactive=False, format="png", visible=False)
-                spread = gr.Image(label="Samples and spread", interactive=False, format="png", visible=False)
+                line = gr.Image(label="Profile", elem_id="profile", **bare)
+                compared = gr.Image(label="Engine and error", visible=False, elem_id="compared", **bare)
+                spread = gr.Image(label="Samples and spread", visible=False, elem_id="spread", **bare)
                 downloads = gr.Files(label="Download: PNG, NPZ, GeoTIFF", elem_id="downloads")
 
         settings = [steps, samples, seed, threshold, angle, truth]

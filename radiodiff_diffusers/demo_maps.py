@@ -5,6 +5,7 @@ Nothing here knows of the page; `app` puts these functions behind buttons.
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from .reports import style
 from .scene import GainScale, RadioMap, Scene, read_image
 
+logger = logging.getLogger(__name__)
 MAX_FILE_BYTES = 10_000_000
 MAX_SIDE = 1024
 MAX_SAMPLES, MAX_STEPS = 8, 50
@@ -82,7 +84,23 @@ class Predictor:
 
     @property
     def name(self) -> str:
-        return f"model {Path(self.model).name}" if self.model else "dominant-path engine (no model is installed)"
+        from . import DEFAULT_MODEL
+
+        if self.model is None:
+            return "dominant-path engine (no model is installed)"
+        return "the model in the package" if self.model == DEFAULT_MODEL else f"model {Path(self.model).name}"
+
+    def warm_up(self) -> None:
+        """Load the model and compile the ray kernels while the first visitor still looks at the city."""
+        if self.model is not None:
+            scene = Scene(np.zeros((64, 64), bool), transmitter=(32, 32))
+            threading.Thread(target=self._try, args=(scene,), daemon=True).start()
+
+    def _try(self, scene: Scene) -> None:
+        try:
+            self(scene, 1, 1, 0)
+        except Exception as error:  # whatever is wrong is told to the visitor who asks for a map
+            logger.warning("the model could not be warmed up: %s", error)
 
     def __call__(self, scene: Scene, steps: int | None, samples: int, seed: int) -> tuple[RadioMap, list[np.ndarray]]:
         """The map (mean and spread of the samples) and the single samples in dB."""
@@ -216,13 +234,16 @@ def draw_spread(scene: Scene, radio_map: RadioMap, samples: list[np.ndarray]) ->
     if radio_map.std_db is None or len(samples) < 2:
         return None
     shown = samples[:3]
-    with style.drawing(1, len(shown) + 1, (4.3 * (len(shown) + 1), 4.0)) as (figure, grid):
-        for i, (axes, sample) in enumerate(zip(grid[0], shown, strict=False)):
+    with style.drawing(2, 2, (8.6, 7.6)) as (figure, grid):
+        panels = list(grid.flat)
+        for i, (axes, sample) in enumerate(zip(panels, shown, strict=False)):
             title = f"sample {i + 1} of {len(samples)}"
             style.gain_map(
                 axes, sample, radio_map.scale, title, scene.buildings, scene.transmitter, scene.metres_per_pixel
             )
-        axes = grid[0, -1]
+        axes = panels[len(shown)]
+        for empty in panels[len(shown) + 1 :]:
+            empty.set_axis_off()
         spread = np.ma.masked_where(scene.buildings, radio_map.std_db)
         top = max(float(np.quantile(radio_map.std_db, 0.99)), 0.5)
         image = axes.imshow(spread, cmap=style.SPREAD_COLOURS, vmin=0, vmax=top)
@@ -233,7 +254,7 @@ def draw_spread(scene: Scene, radio_map: RadioMap, samples: list[np.ndarray]) ->
 
 
 def draw_profile(predicted: Profile, true: Profile | None, engine: str, threshold_db: float) -> np.ndarray:
-    with style.drawing(size=(8.5, 3.6)) as (figure, grid):
+    with style.drawing(size=(6.6, 4.0)) as (figure, grid):
         axes = grid[0, 0]
         inside = {"color": "#D5D8DC", "step": "mid", "label": "inside a building"}
         where = axes.get_xaxis_transform()
@@ -245,7 +266,7 @@ def draw_profile(predicted: Profile, true: Profile | None, engine: str, threshol
             axes.plot(true.metres, gain, color=style.ORANGE, label=f"{engine.replace('_', ' ')} engine")
         axes.axhline(threshold_db, color=style.GRAY, linestyle=":", label=f"threshold {threshold_db:g} dB")
         style.label(axes, "Gain along the dashed line", "distance from the transmitter [m]", "gain [dB]")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         return as_pixels(figure)
 
 
