@@ -45,6 +45,7 @@ def build_app(model: str | None = None, folder: str | Path | None = None) -> Any
     if model is None and (Path(DEFAULT_MODEL) / "model_index.json").is_file():
         model = DEFAULT_MODEL
     predictor = demo_maps.Predictor(model)
+    predictor.check()
     predictor.warm_up()
     files = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="radiodiff_demo_"))
     low, high = demo_maps.threshold_range()

@@ -90,6 +90,17 @@ class Predictor:
             return "dominant-path engine (no model is installed)"
         return "the model in the package" if self.model == DEFAULT_MODEL else f"model {Path(self.model).name}"
 
+    def check(self) -> None:
+        """A wrong folder is told before the page opens, not to its first visitor."""
+        from .reports.compare import looks_like_hub_id
+
+        if self.model is None or (Path(self.model) / "model_index.json").is_file():
+            return
+        if Path(self.model).exists():
+            raise ValueError(f"{self.model} is no pipeline: it has no model_index.json")
+        if not looks_like_hub_id(self.model):
+            raise ValueError(f"{self.model}: no such folder; give a pipeline's folder or a Hub id such as owner/name")
+
     def warm_up(self) -> None:
         """Load the model and compile the ray kernels while the first visitor still looks at the city."""
         if self.model is not None:

@@ -188,6 +188,22 @@ def test_a_predictor_in_place_of_a_folder(data_set, tmp_path, monkeypatch, capsy
     assert command.run(parser.parse_args(arguments)) == 0 and "1 pairs" in capsys.readouterr().out
 
 
+def test_a_damaged_map_of_the_data_set_is_listed_and_the_rest_goes_on(data_set, tmp_path, capsys):
+    before = compare_predictor("free_space", data_set, tmp_path / "whole", progress=False)
+    broken = sorted(data_set.glob("gain/DPM/*.png"))[0]
+    broken.write_bytes(broken.read_bytes()[:30])
+    after = compare_predictor("free_space", data_set, tmp_path / "broken", progress=False)
+    assert len(after.rows) == len(before.rows) - 1 and after.failures[0][0] == f"gain/DPM/{broken.name}"
+    assert "1 pair could not be compared" in after.page.read_text()
+    for path in data_set.glob("gain/DPM/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the"):
+        compare_predictor("free_space", data_set, tmp_path / "none", progress=False)
+    with pytest.raises(ValueError, match="radiodiff data check") as failure:
+        compare_predictor("free_space", tmp_path / "whole", tmp_path / "none", progress=False)
+    assert "\n" not in str(failure.value)
+
+
 def test_the_command_and_its_errors(folders, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

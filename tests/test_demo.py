@@ -62,6 +62,22 @@ def test_what_is_too_large_or_no_map_is_refused(tmp_path, monkeypatch):
         demo_maps.scene_from_upload(tmp_path / "text.png")
 
 
+def test_a_wrong_model_is_told_before_the_page_opens(tmp_path):
+    for model, message in ((tmp_path, "no model_index.json"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(ValueError, match=message) as failure:
+            demo_maps.Predictor(str(model)).check()
+        assert "\n" not in str(failure.value)
+    demo_maps.Predictor(None).check()
+
+
+def test_users_read_the_name_they_gave_and_no_folder(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "mine.png").write_text("hello")
+    with pytest.raises(ValueError, match="mine.png is not an image") as failure:
+        demo_maps.scene_from_upload(tmp_path / "secret" / "mine.png")
+    assert "secret" not in str(failure.value)
+
+
 def test_coverage_counts_open_ground(scene):
     free = ~scene.buildings
     expected = (np.arange(80)[None].repeat(60, 0)[free] <= 40).mean()

@@ -163,6 +163,11 @@ def test_failures_are_listed_retried_and_not_fatal(images, tmp_path, monkeypatch
     assert not (tmp_path / "out" / "failures.txt").exists()
 
 
+def test_no_workers_is_one_clear_line(images, tmp_path):
+    with pytest.raises(ValueError, match="workers must be at least 1; got 0"):
+        make_edges(images, tmp_path / "out", workers=0, progress=False)
+
+
 def test_edges_inside_the_data_set_do_not_feed_on_themselves(images):
     make_edges(images, images / "edges", workers=1, progress=False)
     assert make_edges(images, images / "edges", workers=1, progress=False).written == 0

@@ -100,6 +100,14 @@ def test_the_page_has_all_nine_figures(maps):
     assert explore(maps, workers=1, progress=False) == (markdown, page)
 
 
+def test_edge_maps_beside_the_gain_maps_are_no_simulation(maps):
+    from radiodiff_diffusers.data.edges import make_edges
+
+    before = read_tree(maps)
+    make_edges(maps / "gain/DPM", maps / "gain/DPM_edges", workers=1, progress=False)
+    assert read_tree(maps) == before
+
+
 def test_damaged_and_missing_files_are_listed_and_not_fatal(maps):
     (maps / "gain/DPM/1_0.png").write_bytes((maps / "gain/DPM/1_0.png").read_bytes()[:80])
     (maps / "gain/DPM/2_1.png").unlink()

@@ -24,11 +24,14 @@ def run(args: argparse.Namespace) -> int:
     from ..reports.architecture import inspect_model, load_model, print_info
 
     info = inspect_model(load_model(args.model), height, width, args.steps, args.model or "")
-    print(print_info(info, args.depth))
-    if args.html:
+    page = None
+    if args.html:  # before anything is printed: `radiodiff info --html page | head` writes it too
         from ..reports.architecture_page import write_page
 
-        print(f"\n{write_page(info, args.html)}")
+        page = write_page(info, args.html)
+    print(print_info(info, args.depth))
+    if page:
+        print(f"\n{page}")
     return 0
 
 

@@ -108,9 +108,10 @@ def load_model(name: str | None = None) -> Any:
         raise ValueError(f"{name}: no such folder; give a model's folder, a Hub id, or one of the presets {known}")
     from diffusers import DiffusionPipeline
 
-    import radiodiff_diffusers  # noqa: F401  its classes are known to diffusers from here on
+    import radiodiff_diffusers  # its classes are known to diffusers from here on
 
-    return DiffusionPipeline.from_pretrained(name)
+    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name") if folder.is_dir() else None
+    return getattr(radiodiff_diffusers, str(kind), DiffusionPipeline).from_pretrained(name)
 
 
 def _published_autoencoder() -> Any:

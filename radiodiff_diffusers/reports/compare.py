@@ -11,6 +11,7 @@ engine); the truth then is a data set in RadioMapSeer's layout, whose scenes the
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,7 +268,10 @@ def compare_predictor(
     if layout is None:
         outlines = predictor in ENGINES and (Path(data) / "polygon" / "buildings_complete").is_dir()
         layout = "polygon" if outlines else "png"
-    samples = RadioMapSeer(data, split, simulation=simulation, layout=layout)
+    try:
+        samples = RadioMapSeer(data, split, simulation=simulation, layout=layout)
+    except ValueError as error:
+        raise ValueError(f"{str(error).splitlines()[0].rstrip(':')}: see `radiodiff data check {data}`") from None
     count = min(len(samples), limit) if limit else len(samples)
     if not count:
         raise ValueError(f"{data} has no {simulation} maps in the split {split!r}")
@@ -275,25 +279,37 @@ def compare_predictor(
     chosen = np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))
     total = Comparison(protocol=protocol)
     with tqdm(total=len(chosen), desc="predicting", unit="map", file=sys.stderr, disable=not progress) as bar:
-        for scene, truth, prediction in _predictions(predictor, samples, chosen, steps, seed, batch_size):
+        readable = _readable(samples, chosen, total.failures, bar)
+        for scene, truth, prediction in _predictions(predictor, readable, steps, seed, batch_size):
             total.metres_per_pixel = scene.metres_per_pixel
             paths = [Path(output) / kind / f"{scene.name}.png" for kind in ("predictions", "truth")]
             total.pairs[scene.name] = (prediction.save(paths[0]), truth.save(paths[1]))
             add_pair(total, scene.name, prediction, truth)
             bar.update()
+    if not total.rows:
+        raise ValueError(f"none of the {len(chosen)} maps could be read; the first: {total.failures[0][1]}")
     write_comparison(total, output, str(predictor), f"{Path(data).resolve().name}, {simulation}")
     return total
 
 
+def _readable(samples: Any, chosen: np.ndarray, failures: list, bar: Any) -> Iterator[tuple[Any, RadioMap]]:
+    """Scene and truth of the chosen maps; what is damaged is noted, and the rest goes on."""
+    for i in chosen:
+        try:
+            yield samples[int(i)]
+        except (ValueError, OSError) as error:
+            failures.append((samples.files(int(i)), str(error)))
+            bar.update()
+
+
 def _predictions(
-    predictor: str, samples: Any, chosen: np.ndarray, steps: int | None, seed: int, batch_size: int
+    predictor: str, samples: Iterator[tuple[Any, RadioMap]], steps: int | None, seed: int, batch_size: int
 ) -> Iterator[tuple[Any, RadioMap, RadioMap]]:
     if predictor in ENGINES:
         from .. import engines
 
         engine = getattr(engines, predictor)
-        for i in chosen:
-            scene, truth = samples[int(i)]
+        for scene, truth in samples:
             yield scene, truth, engine(scene)
         return
     import torch
@@ -303,8 +319,7 @@ def _predictions(
     pipe = RadioDiffPipeline.from_pretrained(predictor)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(chosen), batch_size):
-        batch = [samples[int(i)] for i in chosen[start : start + batch_size]]
+    while batch := list(itertools.islice(samples, batch_size)):
         maps = pipe([scene for scene, _ in batch], num_inference_steps=steps, generator=seed).maps
         for (scene, truth), prediction in zip(batch, maps, strict=True):
             yield scene, truth, prediction

@@ -30,6 +30,8 @@ def run_parallel(
     """
     from tqdm.auto import tqdm
 
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}")
     workers = min(workers or available_cores(), len(items)) if items else 1
     counts = list(weights) if weights is not None else [1] * len(items)
     bar = tqdm(total=sum(counts), desc=label, file=sys.stderr, disable=not progress, unit="image", dynamic_ncols=True)

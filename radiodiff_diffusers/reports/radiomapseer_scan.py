@@ -50,8 +50,11 @@ def read_tree(root: str | Path) -> Tree:
     """Lists the folder without opening an image, and what each simulation lacks."""
     root = Path(root)
     tree = Tree(root)
-    for folder, _, names in os.walk(root):
+    for folder, below, names in os.walk(root):
         relative = Path(folder).relative_to(root).as_posix()
+        if "edges.json" in names:  # edge maps made of the set, no part of it
+            below.clear()
+            continue
         if names and not relative.startswith((".", "explore")):
             tree.counts[relative] = len(names)
         stems = [Path(name).stem for name in names if name.endswith((".png", ".json"))]

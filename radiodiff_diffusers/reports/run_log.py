@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .document import counted
+
 LOG_NAME = "metrics.jsonl"
 EVENTS = ("train", "validation", "guard", "resume", "start", "checkpoint", "end")
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
@@ -125,7 +127,7 @@ def read_run(path: str | Path) -> RunLog:
                 run.damaged.append(f"{file.name}, line {number}: {problem}")
     _add_rates(run)
     if not run.train and not run.validations:
-        found = f"{len(run.damaged)} damaged lines" if run.damaged else "no training step"
+        found = counted(len(run.damaged), "damaged line") if run.damaged else "no training step"
         raise ValueError(f"{files[0]}: {found}, nothing to report on; is it the log of a run?")
     return run
 
