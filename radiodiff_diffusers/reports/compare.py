@@ -271,7 +271,8 @@ def compare_predictor(
     try:
         samples = RadioMapSeer(data, split, simulation=simulation, layout=layout)
     except ValueError as error:
-        raise ValueError(f"{str(error).splitlines()[0].rstrip(':')}: see `radiodiff data check {data}`") from None
+        reason = str(error).splitlines()[0].split(". Expected")[0]
+        raise ValueError(f"{reason}: see `radiodiff data check {data}`") from None
     count = min(len(samples), limit) if limit else len(samples)
     if not count:
         raise ValueError(f"{data} has no {simulation} maps in the split {split!r}")
