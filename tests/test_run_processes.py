@@ -120,3 +120,57 @@ def test_two_processes_skip_a_bad_file_together_and_resume(tmp_path):
     whole = curve(tmp_path / "run")
     assert run_together(2, tmp_path / "run", *steps, "--resume", "5", bad_sample=3) == incidents
     assert curve(tmp_path / "run") == whole and len(whole) == 10
+
+
+def asked(monkeypatch, *command):
+    """What torch's launcher would be told, were this process started by that command."""
+    from radiodiff_diffusers.training import processes
+
+    parent = type("Process", (), {"__init__": lambda self, pid: None, "cmdline": lambda self: list(command)})
+    monkeypatch.setattr("psutil.Process", parent)
+    return processes._torch_arguments()
+
+
+def test_processes_that_accelerate_leaves_out_are_started(monkeypatch, tmp_path):
+    two = ["--standalone", "--nproc_per_node", "2"]
+    recipe = ["examples/ldm/train.py", "--config", "some.yaml", "--num_processes", "7"]
+    for start in (["accelerate", "launch"], ["/bin/accelerate-launch"], ["-m", "accelerate.commands.launch"]):
+        assert asked(monkeypatch, "python", *start, "--cpu", "--num-processes=2", *recipe) == two
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    assert asked(monkeypatch, "python", "accelerate", "launch", "--config_file", str(config), *recipe) == two
+    address = ["--main_process_ip", "10.0.0.1", "--main_process_port", "29511"]
+    machines = ["--cpu", "--num_processes", "4", "--num_machines", "2", "--machine_rank", "1", *address]
+    assert asked(monkeypatch, "python", "accelerate", "launch", *machines, *recipe) == [
+        "--nproc_per_node", "2", "--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1",
+        "--master_port", "29511",
+    ]  # fmt: skip
+    assert asked(monkeypatch, "bash") is None
+
+
+def test_only_what_accelerate_left_alone_starts_others(monkeypatch, caplog):
+    """Not a plain start, nor one of several; and where nothing is known of the number, a word of warning."""
+    from radiodiff_diffusers.training.processes import start_missing_processes
+
+    started = []
+    monkeypatch.setattr("os.execv", lambda program, arguments: started.append(arguments))
+    asked(monkeypatch, "python", "accelerate", "launch", "--cpu", "--num_processes", "3", "train.py")
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", "some.yaml"])
+    start_missing_processes()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    start_missing_processes()
+    assert started == []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    start_missing_processes()
+    assert started.pop()[1:] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "train.py", "--config", "some.yaml"
+    ]  # fmt: skip
+    asked(monkeypatch, "bash")
+    start_missing_processes()
+    assert "torchrun --standalone --nproc_per_node 2 train.py" in caplog.text
+    monkeypatch.setenv("RANK", "0")
+    asked(monkeypatch, "python", "accelerate", "launch", "--cpu", "--num_processes", "3", "train.py")
+    start_missing_processes()
+    assert started == []

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Set in a process that is one of several, whoever started it.
 _STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# `accelerate launch`, by its ways to be called.
+_LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
 
 
 def start_missing_processes() -> None:
@@ -55,8 +57,7 @@ def _torch_arguments() -> list[str] | None:
         command = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
-    names = [Path(word).name for word in command]
-    start = next((i for i, n in enumerate(names) if n in ("launch", "launch.py", "accelerate-launch")), None)
+    start = next((i for i, word in enumerate(command) if Path(word).name in _LAUNCHERS), None)
     if start is None:
         return None
     asked = launch_command_parser().parse_args(command[start + 1 :])

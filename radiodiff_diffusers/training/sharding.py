@@ -106,23 +106,22 @@ class Sharded:
 
     def collect_optimizer(self, keep: bool) -> dict[str, Any]:
         """The optimiser's state in full, in the process that keeps it."""
-        state = self.optimizer.state_dict()
-        parts = self._parts()
+        state, parts = self.optimizer.state_dict(), self._parts()
         whole = {}
         for number, values in state["state"].items():
-            like, shape = self.parameters[number], parts[number].shape
-            joined = {k: as_part_of(like, v) if v.shape == shape else v for k, v in values.items()}
+            here = {k: _is_shaped_like(v, parts[number]) for k, v in values.items()}  # all but the count of steps
+            joined = {k: as_part_of(self.parameters[number], v) if here[k] else v for k, v in values.items()}
             whole[number] = collect(joined, keep)
         return {**state, "state": whole}
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        parts = {
-            number: {
-                k: local(part_like(self.parameters[number], v)) if v.shape == self.parameters[number].shape else v
-                for k, v in values.items()
+        """Take a state in full."""
+        parts = {}
+        for number, values in state["state"].items():
+            like = self.parameters[number]
+            parts[number] = {
+                k: local(part_like(like, v)) if _is_shaped_like(v, like) else v for k, v in values.items()
             }
-            for number, values in state["state"].items()
-        }
         self.optimizer.load_state_dict({**state, "state": parts})
 
     @contextmanager
@@ -180,6 +179,10 @@ def _look(module: nn.Module, appearance: tuple[type, dict[str, Any]]) -> None:
 
 def _is_part(tensor: Any) -> bool:
     return isinstance(tensor, DTensor)
+
+
+def _is_shaped_like(value: Any, tensor: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == tensor.shape
 
 
 def local(tensor: Tensor) -> Tensor:
