@@ -153,7 +153,8 @@ class Run:
         """Train to the end and return the process's exit code; see `guard.py` and docs/training.md for what it
         means."""
         train, every = self.config.train, self.config.validation.steps
-        self._begin()
+        with self._signals():  # a run that is asked to stop while it begins stops before its first step
+            self._begin()
         status, code = "failed", 1
         try:
             with self._signals():
