@@ -30,7 +30,8 @@ pre { background: var(--panel); padding: .8rem; overflow-x: auto; border-radius:
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } .number { text-align: right; } td.long { min-width: 16rem; }
+th { color: var(--soft); font-weight: 600; } .number { text-align: right; }
+td.long { min-width: 16rem; } td:first-child { min-width: 7.5rem; }
 figure { margin: 1rem 0 1.6rem; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 80ch; margin-top: .3rem; }
 figure img, figure svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);

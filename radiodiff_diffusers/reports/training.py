@@ -73,7 +73,7 @@ def _summary(document: Document, run: RunLog) -> None:
     if far["total"]:
         parts = [f"**{run.last_step:,} of {far['total']:,} steps ({far['share']:.1%})**"]
     if "hours" in far:
-        parts.append(f"{far['hours']:,.1f} hours of training")
+        parts.append(f"{duration(far['hours'] * 3600)} of training")
     if far.get("seconds_per_step"):
         parts.append(f"{duration(far['seconds_per_step'])} a step")
     if far.get("hours_left"):

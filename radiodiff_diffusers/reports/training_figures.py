@@ -324,7 +324,8 @@ def _validation_panel(axes: Any, run: RunLog) -> None:
             continue
         here = axes if i == 0 or left is None else axes.twinx()
         steps, values = run.validation_column(name)
-        here.plot(steps, values, marker="o", markersize=3.5, color=colour)
+        line = {"marker": "s", "linestyle": "--"} if i else {"marker": "o"}  # told apart where they cover each other
+        here.plot(steps, values, markersize=3.5 + i, color=colour, **line)
         if np.isfinite(values).any():
             best = int(np.nanargmax(values) if name in HIGHER_IS_BETTER else np.nanargmin(values))
             here.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=colour)
