@@ -71,7 +71,10 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         num_inference_steps (`int`, defaults to 5): The number of steps that suits the model.
         gain_scale (`str`, defaults to `"radiomapseer"`): What its gray values mean: `"radiomapseer"` or `"indoor"`.
         mean_map (`bool`, defaults to `False`): The model was trained to give the mean map in one step from no noise at
-            all, and samples from noise: where one map and one step are asked, it starts from zeros.
+            all: where one step is asked, a single map starts from zeros.
+        wall_jitter (`float`, defaults to 0): A mask shows walls to a pixel. Where several maps of a scene without
+            outlines are asked, each sees the walls moved by up to this many pixels, so that their spread tells what
+            the picture leaves open.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -88,6 +91,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         num_inference_steps: int = 5,
         gain_scale: str = "radiomapseer",
         mean_map: bool = False,
+        wall_jitter: float = 0.0,
     ):
         super().__init__()
         if gain_scale not in GAIN_SCALES:
@@ -95,7 +99,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         if unet is not None:
             check_channels(unet.config.condition_channels)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map)
+        self.register_to_config(
+            num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map, wall_jitter=wall_jitter
+        )
         vae = getattr(self, "vae", None)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae else 1
 
@@ -174,6 +180,22 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             planes = list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), scenes))
         return planes, scenes
 
+    def _move_walls(self, scene, num_maps: int, generator) -> tuple[list[Scene], list[torch.Generator] | None]:
+        """Each scene as often as samples of it are wanted, with its walls elsewhere in their pixels each time."""
+        scenes = list(scene) if isinstance(scene, (list, tuple)) else [scene]
+        own = _one_each(generator, len(scenes), self._execution_device)
+        if len(own) != len(scenes) or not all(isinstance(one, Scene) for one in scenes):
+            return scenes, generator  # refused with a message where the rest of the call is checked
+        moved, generators = [], []
+        for one, random in zip(scenes, own, strict=True):
+            device = "cpu" if random is None else random.device
+            shifts = torch.rand(num_maps, 2, generator=random, device=device) * 2 - 1
+            seeds = torch.randint(2**62, (num_maps,), generator=random, device=device)
+            for shift, seed in zip((shifts * self.config.wall_jitter).tolist(), seeds.tolist(), strict=True):
+                moved.append(_with_walls_moved(one, shift))
+                generators.append(torch.Generator().manual_seed(seed))
+        return moved, generators
+
     def prepare_latents(self, shape, generators, num_maps, device, latents=None) -> torch.Tensor:
         """The noise to start from, float32; `latents` as given if they fit."""
         if latents is None:
@@ -241,8 +263,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 holds
                 ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
-            num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. One of a
-                model with `mean_map` is its mean map, whatever the generator.
+            num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. What
+                tells them apart is noise, and in a model with `wall_jitter` where the walls are.
             generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything
                 that
                 is random. One generator (or a seed) serves every scene from its present state, so that a scene's map
@@ -265,6 +287,10 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """
         # 1. Check the call, compute the scenes' channels
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        samples = 1
+        if self.config.wall_jitter and num_maps > 1 and not isinstance(scene, torch.Tensor):
+            scene, generator = self._move_walls(scene, num_maps, generator)
+            samples, num_maps = num_maps, 1
         conditions, scenes = self.prepare_conditions(scene)
         self.check_inputs(
             conditions, steps, num_maps, generator, latents, output_type, tile_size, tile_overlap,
@@ -290,6 +316,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 )  # fmt: skip
                 for row, result in zip(rows, final.split(num_maps), strict=True):
                     results[row] = result
+
+        results = [torch.cat(results[first : first + samples]) for first in range(0, len(results), samples)]
+        scenes = scenes[::samples]
 
         # 3. From the network's [-1, 1] to dB and pictures
         self.maybe_free_model_hooks()
@@ -400,6 +429,15 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
 
 # Randomness ----------------------------------------------------------------------------------------------------------
+
+
+def _with_walls_moved(scene: Scene, shift: list[float]) -> Scene:
+    if scene._cut_from is not None:
+        whole, left, top = scene._cut_from
+        height, width = scene.shape
+        return _with_walls_moved(whole, shift).crop(left, top, width, height)
+    offset = np.clip(np.add(scene.raster_offset, shift), -0.499, 0.499)
+    return scene.replace(raster_offset=tuple(offset.tolist()))
 
 
 def _one_each(generator, count: int, device: torch.device) -> list[torch.Generator | None]:

@@ -77,6 +77,37 @@ def test_several_maps_have_a_mean_and_a_spread(pipe):
     assert output.maps[0].std_db.max() > 0
 
 
+def test_one_map_in_one_step_can_be_the_mean(pipe):
+    scheduler = ConstSDEScheduler(final_denoise=False)
+    sure = RadioDiffPipeline(pipe.unet, scheduler, num_inference_steps=1, mean_map=True)
+    sure.set_progress_bar_config(disable=True)
+    one, two = (gains(sure(scene_of(), generator=seed))[0] for seed in (1, 2))
+    assert np.array_equal(one, two)
+    two, three = (gains(sure(scene_of(), generator=seed, num_inference_steps=2))[0] for seed in (1, 2))
+    assert not np.array_equal(two, three)
+
+
+def test_samples_can_differ_in_where_the_walls_are():
+    config = {**RADIODIFF_UNET_PRESETS["test"], "condition_channels": ["buildings", "transmitter", "detour_loss"]}
+    unet = RadioDiffUNet2DModel(**config).eval()
+    scheduler = ConstSDEScheduler(final_denoise=False)
+    pipe = RadioDiffPipeline(unet, scheduler, num_inference_steps=1, mean_map=True, wall_jitter=0.4)
+    pipe.set_progress_bar_config(disable=True)
+    mask = scene_of()
+    outlined = mask.replace(polygons=((np.array([[10, 10], [20, 10], [20, 20], [10, 20]], float),),))
+    output = pipe([mask, outlined, mask.crop(2, 2, 24, 24)], num_maps=4, generator=seeded())
+    assert [one.shape for one in output.samples] == [(4, 32, 40), (4, 32, 40), (4, 24, 24)]
+    assert output.maps[0].std_db.max() > 1e-3 and output.maps[2].std_db.max() > 1e-3
+    assert output.maps[1].std_db.max() < 1e-3  # known outlines leave nothing open
+    alone = pipe(mask, num_maps=4, generator=seeded())
+    assert np.abs(alone.samples[0] - output.samples[0]).max() < 1e-3
+    other = pipe(mask, num_maps=4, generator=seeded(8))
+    assert np.abs(alone.samples[0] - other.samples[0]).max() > 1e-3
+    assert pipe(mask, generator=seeded()).maps[0].std_db is None
+    with pytest.raises(ValueError, match="2 generators for 1 scenes"):
+        pipe([mask], num_maps=4, generator=[seeded(), seeded()])
+
+
 def test_output_types(pipe):
     scenes = [scene_of(), scene_of(seed=5)]
     array = pipe(scenes, output_type="np", generator=1).images
