@@ -8,7 +8,10 @@ _HOME = {
     "vae_from_original": "radiodiff",
     "pipeline_from_original": "radiodiff",
     "vavae_from_original": "vavae",
+    "vavae_from_file": "vavae",
+    "set_latent_statistics": "vavae",
     "lightningdit_from_original": "lightningdit",
+    "lightningdit_from_file": "lightningdit",
 }
 
 __all__ = list(_HOME)
