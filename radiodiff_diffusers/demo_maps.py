@@ -19,6 +19,7 @@ from .scene import GainScale, RadioMap, Scene, read_image
 logger = logging.getLogger(__name__)
 MAX_FILE_BYTES = 10_000_000
 MAX_SIDE = 1024
+MARGIN = 24  # pixels of open ground around a file's buildings
 MAX_SAMPLES, MAX_STEPS = 8, 50
 ENGINES = ("dominant_path", "free_space")
 
@@ -36,7 +37,9 @@ def scene_from_upload(path: str | Path, metres_per_pixel: float = 1.0) -> Scene:
         if path.suffix.lower() in {".geojson", ".json"}:
             from .data.layout_files import scene_from_file
 
-            scene = scene_from_file(path, metres_per_pixel=metres_per_pixel)
+            # The file's own window ends where its buildings do; a transmitter needs ground to stand on.
+            tight = scene_from_file(path, metres_per_pixel=metres_per_pixel)
+            scene = Scene(np.pad(tight.buildings, MARGIN), metres_per_pixel=metres_per_pixel)
         else:
             scene = Scene(_bright_buildings(read_image(path)), metres_per_pixel=metres_per_pixel)
     except ValueError as error:  # users know the file's name, not the folder that the page keeps it in

@@ -42,7 +42,9 @@ def test_scenes_from_files_drawings_and_seeds(tmp_path):
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     (tmp_path / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     # One thousandth of a degree: 111 m to the north, 75 m to the east.
-    assert demo_maps.scene_from_upload(tmp_path / "b.geojson").buildings.sum() == pytest.approx(111 * 75, rel=0.05)
+    town = demo_maps.scene_from_upload(tmp_path / "b.geojson").buildings
+    assert town.sum() == pytest.approx(111 * 75, rel=0.05)
+    assert not town[:20].any() and not town[:, -20:].any(), "there is ground for a transmitter"
 
 
 def test_what_is_too_large_or_no_map_is_refused(tmp_path, monkeypatch):
