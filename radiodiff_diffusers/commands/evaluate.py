@@ -17,7 +17,7 @@ PREDICTORS = """\
 predictors:
   free_space, log_distance, nearest, idw, rbf, kriging, trend_kriging
   dominant_path[:NAME=NUMBER,...], ray_tracing[:...]   engines, with other constants
-  default[@STEPS,...]                                  the model in the package
+  default[+ADAPTER][@STEPS,...]                        the model in the package
   model:FOLDER[+ADAPTER][@STEPS,...]                   a RadioDiff folder or Hub id, with a LoRA adapter
   unet:FOLDER                                          a plain U-Net regression
 """

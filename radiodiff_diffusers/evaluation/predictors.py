@@ -11,7 +11,7 @@
 | `trend_kriging` | kriging of what the log-distance fit leaves |
 | `dominant_path` | the dominant-path engine; `dominant_path:corner_loss=3,shadow_exponent=3` changes its constants |
 | `ray_tracing` | the Sionna RT engine; options likewise |
-| `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
+| `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out); `default+ADAPTER` |
 | `model:FOLDER@1,2,5` | any RadioDiff folder or Hub id; `model:FOLDER+ADAPTER@1` puts a LoRA adapter on it |
 | `unet:FOLDER` | a plain U-Net regression (`evaluation.plain_unet`) |
 
@@ -83,7 +83,7 @@ def make_predictors(
     """
     load_plugins()
     kind, _, rest = spec.partition(":")
-    if spec == "default" or spec.startswith("default@"):
+    if spec == "default" or spec.startswith(("default@", "default+")):
         from .. import DEFAULT_MODEL
 
         kind, rest = "model", DEFAULT_MODEL + spec.removeprefix("default")
