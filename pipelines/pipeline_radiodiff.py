@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
         if num_maps < 1:
             raise ValueError(f"num_maps must be at least 1; got {num_maps}")
-        if isinstance(generator, list) and len(generator) != len(conditions):
+        if isinstance(generator, (list, tuple)) and len(generator) != len(conditions):
             raise ValueError(
                 f"{len(generator)} generators for {len(conditions)} scenes: give one for each, or one for all"
             )
@@ -144,10 +145,17 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"tile_size is {tile_size}: expected at least {4 * self.vae_scale_factor} pixels")
         if tile_overlap is not None and tile_overlap < 0:
             raise ValueError(f"tile_overlap is {tile_overlap}: expected 0 or more pixels")
-        if tile_size is not None and tile_overlap is not None and 2 * tile_overlap > tile_size:
-            raise ValueError(f"tile_overlap {tile_overlap} is more than half of tile_size {tile_size}")
-        if latents is not None and len({c.shape[-2:] for c in conditions}) > 1:
-            raise ValueError("latents cannot be given for scenes of several sizes: call once a size")
+        sides = [self._tile_side(*c.shape[-2:], tile_size) for c in conditions]
+        side = min((side for side in sides if side is not None), default=None)
+        if side is not None and tile_overlap is not None and 2 * tile_overlap > side:
+            raise ValueError(f"tile_overlap {tile_overlap} is more than half of a tile's {side} pixels")
+        if latents is not None:
+            if not isinstance(latents, torch.Tensor):
+                raise ValueError(f"latents must be a torch.Tensor; got {type(latents).__name__}")
+            if len({c.shape[-2:] for c in conditions}) > 1:
+                raise ValueError("latents cannot be given for scenes of several sizes: call once a size")
+            if len(latents) != len(conditions) * num_maps:
+                raise ValueError(f"{len(latents)} latents for {len(conditions) * num_maps} maps: give one for each")
         unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"a callback can ask for {self._callback_tensor_inputs}, not for {sorted(unknown)}")
@@ -183,7 +191,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     def _move_walls(self, scene, num_maps: int, generator) -> tuple[list[Scene], list[torch.Generator] | None]:
         """Each scene as often as samples of it are wanted, with its walls elsewhere in their pixels each time."""
         scenes = list(scene) if isinstance(scene, (list, tuple)) else [scene]
-        own = _one_each(generator, len(scenes), self._execution_device)
+        own = _one_each(generator, len(scenes))
         if len(own) != len(scenes) or not all(isinstance(one, Scene) for one in scenes):
             return scenes, generator  # refused with a message where the rest of the call is checked
         moved, generators = [], []
@@ -246,7 +254,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         scene: Scene | list[Scene] | torch.Tensor,
         num_inference_steps: int | None = None,
         num_maps: int = 1,
-        generator: torch.Generator | list[torch.Generator] | int | None = None,
+        generator: torch.Generator | int | list[torch.Generator | int] | None = None,
         latents: torch.Tensor | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
@@ -260,15 +268,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
         Args:
             scene (`Scene`, a list of them, or `torch.Tensor`): What is known; scenes may differ in size. A tensor
-                holds
-                ready condition planes, `(batch, channels, height, width)` in [-1, 1].
+                holds ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
             num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. What
                 tells them apart is noise, and in a model with `wall_jitter` where the walls are.
-            generator (`torch.Generator`, a list with one for each scene, or `int`, *optional*): Decides everything
-                that
-                is random. One generator (or a seed) serves every scene from its present state, so that a scene's map
-                does not depend on the others in the call.
+            generator (`torch.Generator` or `int`, or a list with one for each scene, *optional*): Decides everything
+                that is random. One generator (or a seed) serves every scene from its present state, so that a scene's
+                map does not depend on the others in the call.
             latents (`torch.Tensor`, *optional*): The noise to start from, in place of drawing it.
             tile_size (`int`, *optional*): Side in pixels of the tiles that a larger map is cut into; the model's own
                 size for maps above a megapixel where left out. Memory stays bounded, time grows with the area.
@@ -276,8 +282,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): Give a [`RadioDiffPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, kwargs)` after
-                each
-                step of each batch; may return `{"latents": ...}`.
+                each step of each batch; may return `{"latents": ...}`.
             callback_on_step_end_tensor_inputs (`list[str]`): What the callback's `kwargs` hold.
 
         Examples:
@@ -300,7 +305,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self._interrupt = False
         self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        generators = _one_each(generator, len(conditions), device)
+        generators = _one_each(generator, len(conditions))
 
         # 2. Scenes of one size share batches; a map too large for one piece goes alone, in tiles
         batches = list(self._batches(conditions, num_maps, tile_size, tile_overlap))
@@ -329,16 +334,20 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             output = self._finish(results, scenes, output_type)
         return output if return_dict else output.to_tuple()
 
+    def _tile_side(self, height: int, width: int, tile_size: int | None) -> int | None:
+        """The side of the tiles for a map of this size; `None` where it goes through in one piece."""
+        if tile_size is not None or height * width <= LARGEST_PIECE:
+            return tile_size
+        native = self.unet.config.sample_size
+        return (native if isinstance(native, int) else max(native)) * self.vae_scale_factor
+
     def _batches(self, conditions, num_maps, tile_size, tile_overlap) -> Iterator[tuple[list[int], list[_Tile]]]:
         """Which scenes go together, and the tiles they are cut into (one tile is the whole map)."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for row, condition in enumerate(conditions):
             by_size.setdefault(tuple(condition.shape[-2:]), []).append(row)
         for (height, width), rows in by_size.items():
-            side = tile_size
-            if side is None and height * width > LARGEST_PIECE:
-                native = self.unet.config.sample_size
-                side = (native if isinstance(native, int) else max(native)) * self.vae_scale_factor
+            side = self._tile_side(height, width, tile_size)
             tiles = _tiles(height, width, side, tile_overlap, self.vae_scale_factor)
             pixels = height * width if side is None else min(height, side) * min(width, side)
             count = max(1, PIXELS_A_BATCH // (pixels * num_maps))
@@ -440,18 +449,25 @@ def _with_walls_moved(scene: Scene, shift: list[float]) -> Scene:
     return scene.replace(raster_offset=tuple(offset.tolist()))
 
 
-def _one_each(generator, count: int, device: torch.device) -> list[torch.Generator | None]:
+def _one_each(generator, count: int) -> list[torch.Generator | None]:
     """A generator for each scene. One for all is copied as it stands: every scene draws the same numbers."""
-    if isinstance(generator, int) and not isinstance(generator, bool):
-        return [torch.Generator().manual_seed(generator) for _ in range(count)]
-    if isinstance(generator, torch.Generator) and count > 1:
-        copies = []
-        for _ in range(count - 1):
-            copy = torch.Generator(generator.device)
-            copy.set_state(generator.get_state())
-            copies.append(copy)
-        return [generator, *copies]
-    return generator if isinstance(generator, list) else [generator] * count
+    if isinstance(generator, (list, tuple)):
+        return [_as_generator(one) for one in generator]
+    generator = _as_generator(generator)
+    if generator is None:
+        return [None] * count
+    copies = [torch.Generator(generator.device) for _ in range(count - 1)]
+    for copy in copies:
+        copy.set_state(generator.get_state())
+    return [generator, *copies][:count]
+
+
+def _as_generator(given) -> torch.Generator | None:
+    if given is None or isinstance(given, torch.Generator):
+        return given
+    if isinstance(given, Integral) and not isinstance(given, bool):  # a seed; numpy's integers, too
+        return torch.Generator().manual_seed(int(given))
+    raise ValueError(f"generator must be a torch.Generator, a seed, or a list of them; got {given!r}")
 
 
 def _draw(shape, generators, num_maps: int, device: torch.device) -> torch.Tensor:

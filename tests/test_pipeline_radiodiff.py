@@ -57,6 +57,14 @@ def test_a_seed_decides_everything(pipe):
     assert np.array_equal(gains(pipe(scene, generator=3))[0], gains(pipe(scene, generator=seeded(3)))[0])
 
 
+def test_a_list_may_hold_seeds(pipe):
+    scenes = [scene_of(seed=1), scene_of(seed=3)]
+    seeds, numpy_seeds = gains(pipe(scenes, generator=[5, 6])), gains(pipe(scenes, generator=(np.int64(5), 6)))
+    generators = gains(pipe(scenes, generator=[seeded(5), seeded(6)]))
+    for result in (seeds, numpy_seeds):
+        assert all(np.array_equal(one, other) for one, other in zip(result, generators, strict=True))
+
+
 def test_the_batch_and_the_order_do_not_matter(pipe):
     scenes = [scene_of(seed=1), scene_of(24, 56, seed=2), scene_of(seed=3)]
     alone = [gains(pipe(scene, generator=seeded()))[0] for scene in scenes]
@@ -241,6 +249,11 @@ def test_indoor_scale():
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"output_type": "jpg"}, "expected one of pil"),
         ({"generator": [torch.Generator()] * 3}, "3 generators for 1 scenes"),
+        ({"generator": "seven"}, "generator must be a torch.Generator, a seed, or a list"),
+        ({"latents": np.zeros((1, 1, 32, 40))}, "latents must be a torch.Tensor"),
+        ({"latents": torch.zeros(2, 1, 32, 40)}, "2 latents for 1 maps"),
+        # above a megapixel tiles have the model's own size, 32
+        ({"scene": torch.zeros(1, 3, 1040, 1040), "tile_overlap": 32}, "more than half of a tile's 32 pixels"),
         ({"tile_size": 1}, "tile_size is 1"),
         ({"tile_size": 16, "tile_overlap": 12}, "more than half"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "not for"),
