@@ -280,10 +280,19 @@ def test_files_that_are_no_checkpoint(tmp_path, unet_tensors, capsys):
         read_original(path)
     with pytest.raises(ValueError) as absent:
         read_original(tmp_path / "absent.pt")
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError) as junk:
+        read_original(path)
+    with pytest.raises(ValueError, match="is a folder") as folder:
+        read_original(tmp_path)
+    torch.save({}, path)
+    with pytest.raises(ValueError, match="an empty one") as empty:
+        read_original(path)
     torch.save({"some.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="some.weight") as foreign:
         read_original(path)
-    for error in (harmful, text, listed, truncated, absent, foreign):
+    assert "weights_only" not in str(harmful.value)
+    for error in (harmful, text, listed, truncated, absent, junk, folder, empty, foreign):
         assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 

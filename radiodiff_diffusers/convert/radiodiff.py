@@ -81,7 +81,8 @@ def sort_checkpoint(checkpoint: Mapping[str, Any], use_ema: bool = True) -> Orig
 def _weights(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[str, torch.Tensor], bool]:
     """The one state dict to convert, without the wrappers' prefixes, and whether it is the averaged one."""
     if not isinstance(checkpoint, Mapping) or not checkpoint:
-        raise ValueError(f"expected a dictionary of tensors, got {type(checkpoint).__name__}.")
+        given = "an empty one" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise ValueError(f"expected a dictionary of tensors, got {given}.")
     held = [key for key in _WEIGHTS if isinstance(checkpoint.get(key), Mapping) and checkpoint[key]]
     averaged = "ema" in held and (use_ema or held == ["ema"])
     if held:

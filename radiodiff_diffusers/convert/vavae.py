@@ -36,7 +36,7 @@ def load_original_checkpoint(path: str | Path) -> dict:
     """Read a `.pt`, `.pth`, `.ckpt` or `.safetensors` file; only tensors and plain values, mapped, not copied."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path} is a folder, not a checkpoint" if path.is_dir() else f"{path}: no such file")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -52,8 +52,11 @@ def load_original_checkpoint(path: str | Path) -> dict:
             if "mmap" not in str(error):
                 raise
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # files of before torch 1.6
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a file of any other kind makes the unpickler fail in any way there is
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in the file
+            reason = "it is no file of torch.save, or holds objects other than tensors and plain values"
+        else:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of tensors")
