@@ -39,7 +39,7 @@ class SavedPipelineMixin:
     def save_lora_weights(cls, save_directory: str | os.PathLike, *args, **kwargs):
         """As the LoRA mixin's, readable by others."""
         super().save_lora_weights(save_directory, *args, **kwargs)
-        open_to_others(Path(save_directory))
+        open_to_others(list(Path(save_directory).glob("*.safetensors")))
 
     def _upload_folder(self, working_dir, *args, **kwargs):
         # both ways to the Hub end here, after diffusers has put its own empty card into the folder
@@ -49,23 +49,32 @@ class SavedPipelineMixin:
 
 def tidy(folder: Path, pipeline, replace_empty_card: bool = False) -> None:
     """Remove local paths from the configurations, open the files to others, and add a card where there is none."""
-    for path in folder.rglob("*.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    saved = saved_files(folder, pipeline)
+    for path in saved:
+        if path.suffix == ".json":
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     card = folder / "README.md"
     if not card.exists() or (replace_empty_card and "Model Card for" in card.read_text(encoding="utf-8")):
         card.write_text(str(model_card(pipeline)), encoding="utf-8")
-    open_to_others(folder)
+    open_to_others([*saved, card])
+    for part in {path.parent for path in saved} - {folder}:
+        part.chmod(0o755)
 
 
-def open_to_others(folder: Path) -> None:
+def saved_files(folder: Path, pipeline) -> list[Path]:
+    """What a pipeline has written into a folder, which may hold other things that are none of our business."""
+    written = [folder / "model_index.json"]
+    for component in pipeline.components:
+        written += [path for path in (folder / component).glob("*") if path.suffix in {".safetensors", ".json"}]
+    return [path for path in written if path.is_file()]
+
+
+def open_to_others(files: list[Path]) -> None:
     """Safetensors files come out readable by their owner alone, which is no use on a shared machine."""
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix in {".safetensors", ".json", ".md"}:  # what is saved here, and nothing else
-            path.chmod(0o644)
-            if path.parent != folder:
-                path.parent.chmod(0o755)
+    for path in files:
+        path.chmod(0o644)
 
 
 def why_not(where: str, error: Exception, **kwargs) -> str | None:

@@ -121,11 +121,16 @@ def test_no_local_path_leaks_and_a_card_is_kept(copy, tmp_path):
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):
-    script = tmp_path / "train.sh"
-    script.write_text("true")
-    script.chmod(0o750)
+    secret = tmp_path / "private" / "keys.json"
+    secret.parent.mkdir(mode=0o700)
+    others = {tmp_path / "train.sh": "true", tmp_path / "notes.json": '{"_name_or_path": 1}', secret: "not JSON"}
+    for path, text in others.items():
+        path.write_text(text)
+        path.chmod(0o600)
     tiny_pipeline().save_pretrained(tmp_path)
-    assert stat.S_IMODE(script.stat().st_mode) == 0o750
+    for path, text in others.items():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == text
+    assert stat.S_IMODE(secret.parent.stat().st_mode) == 0o700
 
 
 def test_an_adapter_is_readable_by_others(saved, tmp_path):
