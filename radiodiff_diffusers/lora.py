@@ -12,7 +12,11 @@ the header.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+
+from .saving import could_be_on_the_hub
 
 
 class LoraLoaderMixin(LoraBaseMixin):
@@ -28,6 +32,7 @@ class LoraLoaderMixin(LoraBaseMixin):
         `force_download`, `local_files_only`, `token`, `proxies`.
         """
         names = ("weight_name", "subfolder", "revision", "cache_dir", "force_download", "local_files_only", "token")
+        check_source(pretrained_model_name_or_path_or_dict)
         options = {name: kwargs.pop(name, None) for name in (*names, "proxies")}
         kwargs.pop("use_safetensors", None)
         if kwargs:
@@ -124,6 +129,14 @@ class LoraLoaderMixin(LoraBaseMixin):
                     "unload_lora_weights() first, after fuse_lora() if the adapters are to stay"
                 )
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def check_source(where) -> None:
+    """Fail in one line where an adapter's name can be neither a file or folder here nor a Hub id."""
+    if isinstance(where, (str, Path)) and not Path(where).exists() and not could_be_on_the_hub(str(where)):
+        raise OSError(
+            f"{where}: no such adapter; expected a folder that save_lora_weights wrote, its file, or a Hub id"
+        )
 
 
 def adapter_of(model, module_name: str, adapter_name: str = "default") -> dict:

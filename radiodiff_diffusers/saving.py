@@ -81,7 +81,7 @@ def why_not(where: str, error: Exception, **kwargs) -> str | None:
     """What kept a pipeline from loading, in one line; `None` where the error itself says it best."""
     folder = Path(where)
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where) or where.startswith("."):
+        if not could_be_on_the_hub(where):
             return f"{where}: no such folder; expected one that save_pretrained wrote, or a Hub id such as owner/name"
         folder = _cached(where, kwargs.get("cache_dir"), kwargs.get("revision"))
         reason = _why_not_downloaded(where, error, folder is not None)
@@ -95,6 +95,10 @@ def why_not(where: str, error: Exception, **kwargs) -> str | None:
     if "no file named" in str(error):
         return _what_is_missing(where, folder)
     return None
+
+
+def could_be_on_the_hub(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not name.startswith(".")
 
 
 def _why_not_downloaded(where: str, error: Exception, cached: bool) -> str | None:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MIN_SIDE = 8
+MAP_ENDINGS = (".png", ".npz", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 # Real data sets draw walls about a pixel thicker than they are, and so put some transmitters inside them.
 MAX_DEPTH_IN_WALL = 2
@@ -141,6 +143,8 @@ class Scene:
         ):
             setattr(self, name, _as_positive(getattr(self, name), name))
         self.azimuth = _as_number(self.azimuth, "azimuth")
+        if np.shape(self.raster_offset) != (2,):
+            raise ValueError(f"raster_offset must be two numbers (dx, dy) in pixels; got {self.raster_offset!r}")
         dx, dy = (_as_number(value, "raster_offset") for value in self.raster_offset)
         if max(abs(dx), abs(dy)) >= 0.5:
             raise ValueError(f"raster_offset must lie inside the pixel, between -0.5 and 0.5; got ({dx:g}, {dy:g})")
@@ -305,8 +309,7 @@ class RadioMap:
         """Write .png (8-bit gray on the scale), .npz (exact, with spread and scale) or .tif (float32 dB)."""
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix not in {".png", ".npz", ".tif", ".tiff"}:
-            raise ValueError(f"cannot write a radio map as {path.name!r}: use .png, .npz or .tif")
+        check_map_ending(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".png":
             self.to_image().save(path)
@@ -329,6 +332,13 @@ class RadioMap:
         """Read what `save` wrote. A PNG does not say its scale: `scale` does."""
         path = Path(path)
         if path.suffix.lower() == ".npz":
+            return cls._load_npz(path)
+        values = read_image(path)
+        return cls(values, scale=scale) if values.dtype == np.float32 else cls.from_gray(values, scale)
+
+    @classmethod
+    def _load_npz(cls, path: Path) -> RadioMap:
+        try:
             with np.load(path, allow_pickle=False) as saved:
                 about = json.loads(str(saved["about"]))
                 return cls(
@@ -337,8 +347,16 @@ class RadioMap:
                     metres_per_pixel=about["metres_per_pixel"],
                     std_db=saved["std_db"] if "std_db" in saved else None,
                 )
-        values = read_image(path)
-        return cls(values, scale=scale) if values.dtype == np.float32 else cls.from_gray(values, scale)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file") from None
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile):
+            raise ValueError(f"{path} is no radio map: expected a file that RadioMap.save wrote, whole") from None
+
+
+def check_map_ending(path: Path) -> None:
+    """Fail in one line where a radio map cannot be written under this name."""
+    if path.suffix.lower() not in MAP_ENDINGS:
+        raise ValueError(f"cannot write a radio map as {path.name!r}: use .png, .npz or .tif")
 
 
 # Reading what users hand in ----------------------------------------------------------------------------------------

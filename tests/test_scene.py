@@ -47,6 +47,7 @@ def test_a_scene_without_buildings_is_a_field():
         ({"buildings": np.zeros((0, 0))}, "empty"),
         ({"metres_per_pixel": 0}, "above 0"),
         ({"frequency_hz": "fast"}, "must be a number"),
+        ({"raster_offset": 0.4}, r"two numbers \(dx, dy\)"),
         ({"antenna_pattern": np.zeros(10)}, "360"),
         ({"measurements": np.full((40, 60), np.inf)}, "not finite"),
     ],
@@ -137,6 +138,20 @@ def test_a_map_loads_as_it_was_saved(tmp_path, ending):
         assert loaded.metres_per_pixel == 2.0 and loaded.scale == saved.scale and (loaded.std_db == 1).all()
     with pytest.raises(ValueError, match="use .png, .npz or .tif"):
         saved.save(tmp_path / "map.jpg")
+
+
+def test_what_is_no_saved_map_is_said_in_one_line(tmp_path):
+    whole = RadioMap(np.random.default_rng(0).uniform(-140, -50, (40, 40))).save(tmp_path / "whole.npz")
+    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:1000])
+    (tmp_path / "text.npz").write_text("not an archive")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "other.npz", values=1)
+    for name in ("cut.npz", "text.npz", "empty.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"{name} is no radio map") as caught:
+            RadioMap.load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="gone.npz: no such file"):
+        RadioMap.load(tmp_path / "gone.npz")
 
 
 def test_a_map_is_one_plane():

@@ -92,12 +92,14 @@ def _maps(args: argparse.Namespace) -> int:
 
     from ..evaluation.benchmark import TestSet, markdown, run_benchmark, write_tables
     from ..evaluation.predictors import make_predictors
+    from . import choose_device
 
     if args.output and Path(args.output).suffix.lower() != ".md":
         raise ValueError(f"-o takes a Markdown file, as in table.md; got {args.output!r}")
     if args.num_maps < 1:
         raise ValueError(f"--num-maps must be at least 1; got {args.num_maps}")
-    networks = {"num_maps": args.num_maps, "seed": args.seed, "device": args.device, "dtype": args.dtype}
+    device = args.device and choose_device(args.device)  # one that was named is checked before the work
+    networks = {"num_maps": args.num_maps, "seed": args.seed, "device": device, "dtype": args.dtype}
     predictors = [one for spec in args.predictor for one in make_predictors(spec, **networks)]
     options = {name: getattr(args, name) for name in ("simulation", "layout") if getattr(args, name)}
     data = TestSet(

@@ -69,10 +69,11 @@ def _extract(args: argparse.Namespace, rank: int | None = None, world_size: int 
     from ..convert.vavae import load_tokenizer
     from ..data.latents import extract_latents
     from ..data.micro_doppler import MicroDopplerFolder, find_users
+    from . import choose_device
 
     if world_size:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     local_rank = int(os.environ.get("LOCAL_RANK", rank or 0))
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{local_rank % torch.cuda.device_count()}"

@@ -37,13 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import time
+    from pathlib import Path
+
+    from ..scene import check_map_ending
 
     scene = _scene(args)  # what the user handed in is checked before the slow imports
+    check_map_ending(Path(args.output))
     import torch
 
     from .. import DEFAULT_MODEL, RadioDiffPipeline
+    from . import choose_device
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     pipe = RadioDiffPipeline.from_pretrained(args.model or DEFAULT_MODEL, dtype=getattr(torch, args.dtype)).to(device)
     if args.adapter:
         pipe.load_lora_weights(args.adapter)
