@@ -132,8 +132,14 @@ def _what_is_missing(where: str, folder: Path) -> str | None:
         part = folder / name
         if not any(part.glob("*config.json")):
             return f"{where} is incomplete: {name}/ has no configuration, though model_index.json names it"
-        if (part / "config.json").is_file() and not any((*part.glob("*.safetensors"), *part.glob("*.bin"))):
+        if not (part / "config.json").is_file():  # no network
+            continue
+        weights = [file.name for file in (*part.glob("*.safetensors"), *part.glob("*.bin"))]
+        if not weights:
             return f"{where} is incomplete: {name}/ has no weights (diffusion_pytorch_model.safetensors)"
+        variants = {v[1] for file in weights if (v := re.match(r"[^.]+\.([a-z]\w*)(-\d+-of-\d+)?\.[a-z]+$", file))}
+        if variants and all("." in Path(file).stem for file in weights):
+            return f"{where} holds only the variant {' or '.join(sorted(variants))}: pass variant={min(variants)!r}"
     return None
 
 

@@ -318,6 +318,14 @@ data:
 """
 
 
+def test_k2_models_of_the_original_see_another_range(tmp_path, caplog):
+    for name, warned in (("DPMCAR", False), ("DPMK", True), ("DPMCARK", True)):
+        caplog.clear()
+        (tmp_path / "sample.yaml").write_text(YAML.replace("DPMCAR", name))
+        assert ("k2" in read_original_config(tmp_path / "sample.yaml").condition_channels) is warned
+        assert ("-1 .. 509" in caplog.text) is warned
+
+
 def test_original_yaml_files(tmp_path, unet_tensors, vae_tensors):
     (tmp_path / "sample.yaml").write_text(YAML)
     config = read_original_config(tmp_path / "sample.yaml")

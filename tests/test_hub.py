@@ -286,6 +286,13 @@ def test_a_variant_that_is_not_there_gets_one_line(saved):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"])
+def test_a_folder_of_one_variant_says_which(copy, name):
+    (copy / WEIGHTS).rename(copy / "unet" / f"diffusion_pytorch_{name}")
+    with pytest.raises(OSError, match="holds only the variant fp16: pass variant='fp16'"):
+        RadioDiffPipeline.from_pretrained(copy)
+
+
 # The Hub -----------------------------------------------------------------------------------------------------------
 
 COMMON = """

@@ -73,6 +73,12 @@ def read_original_config(path: str | Path) -> OriginalConfig:
     )
     if unet.get("DPMCARK"):
         settings.condition_channels = _DATA_CHANNELS["DPMCARK"]
+    if "k2" in (settings.condition_channels or []):
+        logger.warning(
+            "%s: the original feeds buildings and transmitter as -1 .. 509 to its k2 models, a Scene gives -1 .. 1: "
+            "weights trained there need ready condition tensors in that range",
+            path,
+        )
     windows = [unet.get("window_sizes1"), unet.get("window_sizes2")]
     if windows[0] is not None:
         if windows[1] not in (None, windows[0]) or any(window[0] != window[1] for window in windows[0]):
