@@ -370,3 +370,5 @@ def test_command_line(tmp_path, latent_diffusion, unet_tensors, vae_tensors, cap
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "else.pt"), str(tmp_path / "x")]) == 2
     assert "none of the originals" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "gone"), str(tmp_path / "x.pt"), "--to-original"]) == 2
+    assert "gone: no such folder" in capsys.readouterr().err

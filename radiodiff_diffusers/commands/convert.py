@@ -77,6 +77,8 @@ def _to_original(folder: str, target: str) -> int:
     from ..convert import unet_to_original
     from ..models import RadioDiffUNet2DModel
 
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder}: no such folder; --to-original takes one that save_pretrained wrote")
     subfolder = "unet" if os.path.isdir(os.path.join(folder, "unet")) else None
     unet = RadioDiffUNet2DModel.from_pretrained(folder, subfolder=subfolder)
     torch.save({"model": {f"model.{name}": tensor for name, tensor in unet_to_original(unet).items()}}, target)

@@ -449,7 +449,10 @@ def _check_config(config):
             "channel_multipliers and window_sizes need four entries each, one for each feature map of the condition"
             f" encoder, got {list(config.channel_multipliers)} and {list(config.window_sizes)}."
         )
-    if config.base_channels % 16:
+    if config.base_channels < 1 or config.base_channels % 16:
         raise ValueError(f"base_channels must be a multiple of 16, got {config.base_channels}.")
+    for name in ("in_channels", "num_attention_heads", "attention_head_dim", "patch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
     if config.relation_norm not in ("batch", "group"):
         raise ValueError(f"relation_norm is {config.relation_norm!r}; choose 'batch' or 'group'.")
