@@ -30,6 +30,7 @@ from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
 CHANNELS += ["outlines_known"]
 MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
+WALL_JITTER = 0.4  # pixels: walls of a mask are known to half a pixel, and samples differ in where they are
 USUAL_ENERGY = 0.1  # of gray / 255 on free ground, squared
 CACHE = Path("data/default_model_cache")
 HELD_OUT_MADE_UP = 40  # the last made-up cities choose nothing and teach nothing: they tell how training goes
@@ -277,7 +278,11 @@ def export(out: Path, folder: Path, num_inference_steps: int) -> None:
     ema.copy_to(model.parameters())
     scheduler = ConstSDEScheduler(final_denoise=False, clip_sample=True)
     pipeline = RadioDiffPipeline(
-        unet=model.half().eval(), scheduler=scheduler, num_inference_steps=num_inference_steps, mean_map=True
+        unet=model.half().eval(),
+        scheduler=scheduler,
+        num_inference_steps=num_inference_steps,
+        mean_map=True,
+        wall_jitter=WALL_JITTER,
     )
     pipeline.save_pretrained(folder)
     print(f"{folder}: {saved['step']} steps, {saved['seconds'] / 3600:.2f} hours")
