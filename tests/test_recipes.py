@@ -205,6 +205,9 @@ def test_the_adapter_loads_mixes_and_leaves_the_base_alone(workplace):
     pipe.set_adapters(["one"])
     adapted = predict()
     assert not np.array_equal(adapted, plain)
+    pipe.disable_lora()
+    assert np.array_equal(predict(), plain)  # bit for bit
+    pipe.enable_lora()
     pipe.set_adapters(["one", "two"], [0.5, 0.5])
     assert np.allclose(predict(), adapted, atol=2e-3)
     pipe.set_adapters(["one"])
