@@ -52,15 +52,9 @@ def make_autoencoder():
     """The published RadioDiff's autoencoder, untrained."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=3,
-        block_out_channels=(128, 256, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-    ).eval()
+    from radiodiff_diffusers.models.presets import RADIODIFF_AUTOENCODER
+
+    return AutoencoderKL(**RADIODIFF_AUTOENCODER).eval()
 
 
 def measure(preset: str, precision: str, steps: int, repeats: int) -> dict:

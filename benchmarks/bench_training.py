@@ -94,17 +94,14 @@ def our_step(variant: str):
     from diffusers import AutoencoderKL
 
     from radiodiff_diffusers import ConstSDEScheduler, RadioDiffUNet2DModel
-    from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
+    from radiodiff_diffusers.models.presets import RADIODIFF_AUTOENCODER, RADIODIFF_UNET_PRESETS
     from radiodiff_diffusers.training.config import TrainConfig
     from radiodiff_diffusers.training.diffusion import DiffusionLossConfig, diffusion_step
     from radiodiff_diffusers.training.recipe import make_adamw
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["base"]).to(device).train()
-    vae = AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=3, block_out_channels=[128, 256, 512], layers_per_block=2,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, scaling_factor=0.3,
-    ).to(device).eval().requires_grad_(False)  # fmt: skip
+    vae = AutoencoderKL(**RADIODIFF_AUTOENCODER).to(device).eval().requires_grad_(False)
     if "checkpointing" in variant:
         unet.enable_gradient_checkpointing()
     optimizer, scheduler = make_adamw(unet, TrainConfig(learning_rate=5e-5)), ConstSDEScheduler()
@@ -150,7 +147,7 @@ def original_step(clone: str, stubs: str | None):
         window_sizes1=windows, window_sizes2=windows, fourier_scale=16, carsDPM=False, cfg=config,
     ).to(device).train()  # fmt: skip
     # the same architecture as the original's own (its weights convert one to one), so that the U-Nets are compared
-    vae = AutoencoderKL(
+    vae = AutoencoderKL(  # RADIODIFF_AUTOENCODER, written out: importing it would count as the original's memory
         in_channels=1, out_channels=1, latent_channels=3, block_out_channels=[128, 256, 512], layers_per_block=2,
         down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
     ).to(device).eval().requires_grad_(False)  # fmt: skip

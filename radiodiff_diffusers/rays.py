@@ -66,6 +66,18 @@ def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:
     return walls, RADIOMAPSEER_RASTER_OFFSET
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _borders(start: float, way: float, pixel: int) -> tuple[int, float, float]:
+    """Of a straight way along one axis, from `start` in `pixel`: which way it steps from pixel to pixel, the share of
+    it that crosses a pixel, and the share at which it crosses its next border.
+    """
+    step = 1 if way > 0 else -1
+    if way == 0:
+        return step, math.inf, math.inf
+    each = 1.0 / abs(way)
+    return step, each, ((pixel + 0.5 * step) - start) * step * each
+
+
 @njit(cache=True, nogil=True)
 def _cast_exactly(blocked: np.ndarray, x0: float, y0: float, ox: float, oy: float) -> np.ndarray:
     """For every pixel the obstacle on its straight ray, in pixels.
@@ -91,12 +103,8 @@ def _along(blocked: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> f
     length = math.sqrt(dx * dx + dy * dy)
     column, row = int(math.floor(x0 + 0.5)), int(math.floor(y0 + 0.5))
     last_column, last_row = int(math.floor(x1 + 0.5)), int(math.floor(y1 + 0.5))
-    step_x, step_y = (1 if dx > 0 else -1), (1 if dy > 0 else -1)
-    per_x = 1.0 / abs(dx) if dx != 0 else math.inf
-    per_y = 1.0 / abs(dy) if dy != 0 else math.inf
-    # the share of the way at which the ray crosses its next vertical and its next horizontal border
-    next_x = ((column + 0.5 * step_x) - x0) * step_x * per_x if dx != 0 else math.inf
-    next_y = ((row + 0.5 * step_y) - y0) * step_y * per_y if dy != 0 else math.inf
+    step_x, per_x, next_x = _borders(x0, dx, column)
+    step_y, per_y, next_y = _borders(y0, dy, row)
     at, covered = 0.0, 0.0
     for _ in range(abs(last_column - column) + abs(last_row - row) + 1):
         leave = min(next_x, next_y, 1.0)
@@ -171,13 +179,9 @@ def through_walls(walls: np.ndarray, x0: float, y0: float, most_walls: int) -> n
     for end_row in range(height):
         for end_column in range(width):
             dx, dy = end_column - x0, end_row - y0
-            step_x, step_y = (1 if dx > 0 else -1), (1 if dy > 0 else -1)
-            per_x = 1.0 / abs(dx) if dx != 0 else math.inf
-            per_y = 1.0 / abs(dy) if dy != 0 else math.inf
             column, row = start_column, start_row
-            # the share of the way at which the line crosses its next vertical and its next horizontal pixel border
-            next_x = ((column + 0.5 * step_x) - x0) * step_x * per_x if dx != 0 else math.inf
-            next_y = ((row + 0.5 * step_y) - y0) * step_y * per_y if dy != 0 else math.inf
+            step_x, per_x, next_x = _borders(x0, dx, column)
+            step_y, per_y, next_y = _borders(y0, dy, row)
             total, count, before = np.float32(0.0), 0, np.float32(0.0)
             for _ in range(abs(end_column - column) + abs(end_row - row) + 1):
                 if 0 <= row < height and 0 <= column < width:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MIN_SIDE = 8
+# A scene's scale, carrier and heights.
+POSITIVE_NUMBERS = (
+    "metres_per_pixel",
+    "frequency_hz",
+    "transmitter_height",
+    "receiver_height",
+    "building_height",
+    "car_height",
+)
 MAP_ENDINGS = (".png", ".npz", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 # Real data sets draw walls about a pixel thicker than they are, and so put some transmitters inside them.
@@ -133,14 +142,7 @@ class Scene:
                 plane = _as_plane(getattr(self, name), name, allow_nan=name == "measurements")
                 self._check_shape(name, plane)
                 setattr(self, name, plane)
-        for name in (
-            "metres_per_pixel",
-            "frequency_hz",
-            "transmitter_height",
-            "receiver_height",
-            "building_height",
-            "car_height",
-        ):
+        for name in POSITIVE_NUMBERS:
             setattr(self, name, _as_positive(getattr(self, name), name))
         self.azimuth = _as_number(self.azimuth, "azimuth")
         if np.shape(self.raster_offset) != (2,):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from radiodiff_diffusers import channels_indoor  # noqa: F401  registers the indoor channels
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.training.augment import (
     SYMMETRIES,

@@ -17,12 +17,7 @@ from radiodiff_diffusers.evaluation import generated, tokenizer
 RANGE, SECONDS = gait.VELOCITY_RANGE, gait.DURATION
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Tokenizer ---------------------------------------------------------------------------------------------------------

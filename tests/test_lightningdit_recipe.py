@@ -23,12 +23,7 @@ FEW = ["--max_steps", "2", "--batch_size", "2", "--validation.steps", "2", "--sc
        "--checkpoint_steps", "1", "--pictures", "2"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

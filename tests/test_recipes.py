@@ -2,7 +2,6 @@
 end."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
+from people_recipes import EXAMPLES, load
 from toy_recipe import toy_pairs
 
 from radiodiff_diffusers import RadioDiffPipeline, RadioDiffUNet2DModel, Scene
@@ -25,7 +25,6 @@ from radiodiff_diffusers.training.config import parse_config
 from radiodiff_diffusers.training.derived import EdgePairs, MadeUpRooms, derive
 from radiodiff_diffusers.training.lora_targets import PRESETS, find_lora_targets
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = {"vae_gan": "VAEConfig", "ldm": "LDMConfig", "lora": "LoRAConfig"}
 CONFIGS = [p for r in RECIPES for p in sorted((EXAMPLES / r).glob("*.yaml"))]
 TINY = [p for p in CONFIGS if p.stem.endswith("_tiny") and p.stem != "rooms_tiny"]
@@ -40,21 +39,8 @@ NEEDS = {
 
 
 @pytest.fixture(autouse=True)
-def fresh_state():
+def fresh_state(one_thread):
     AcceleratorState._reset_state()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny, and two threads wait for each other on a busy machine
-    yield
-    torch.set_num_threads(before)
-
-
-def load(recipe):
-    name = f"examples_{recipe}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / recipe / "train.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def key(path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from toy_recipe import ToyConfig, toy_model, toy_pairs
-from toy_runs import config_for, events, go, one_thread  # noqa: F401
+from toy_runs import config_for, events, fresh_accelerator, go  # noqa: F401
 
 from radiodiff_diffusers.training.config import EMAConfig, TrainConfig
 from radiodiff_diffusers.training.data import Samples, generators, noise_like, training_batches

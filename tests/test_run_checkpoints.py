@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from toy_recipe import make_run
-from toy_runs import config_for, curve, events, go, one_thread, run_toy, start_toy, wait_until  # noqa: F401
+from toy_runs import config_for, curve, events, fresh_accelerator, go, run_toy, start_toy, wait_until  # noqa: F401
 
 from radiodiff_diffusers.training import checkpoints, guard
 

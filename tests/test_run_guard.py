@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from toy_recipe import make_run, toy_model, toy_pairs
-from toy_runs import config_for, curve, events, go, one_thread  # noqa: F401
+from toy_runs import config_for, curve, events, fresh_accelerator, go  # noqa: F401
 
 from radiodiff_diffusers.scene import RadioMap
 from radiodiff_diffusers.training import guard

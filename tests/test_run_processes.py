@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_recipe import make_run
-from toy_runs import config_for, curve, events, one_thread, run_together  # noqa: F401
+from toy_runs import config_for, curve, events, fresh_accelerator, run_together  # noqa: F401
 
 from radiodiff_diffusers.training import guard
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import toy_recipe
 from accelerate.state import AcceleratorState
 from toy_recipe import ToyConfig, make_run
@@ -18,12 +17,8 @@ PROCESSES.set_forkserver_preload(["radiodiff_diffusers.training.run"])
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def fresh_accelerator(one_thread):
     AcceleratorState._reset_state()  # it is one for the process, and refuses another precision
-    yield
-    torch.set_num_threads(before)
 
 
 def config_for(folder, **train):

@@ -15,22 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..scene import GainScale, RadioMap, Scene, read_image
+from ..scene import POSITIVE_NUMBERS, GainScale, RadioMap, Scene, read_image
 from .png import decode_gray
 
 if TYPE_CHECKING:
     import datasets
 
 WHOLE = 2e-3  # gray levels: what float32 dB may be off whole ones
-NUMBERS = (
-    "metres_per_pixel",
-    "frequency_hz",
-    "transmitter_height",
-    "receiver_height",
-    "building_height",
-    "car_height",
-    "azimuth",
-)
+NUMBERS = (*POSITIVE_NUMBERS, "azimuth")
 # What a gray level 255 of each picture stands for; the gain map's own scale says it there.
 PICTURES = {
     "buildings": 1.0,

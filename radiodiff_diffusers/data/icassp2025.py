@@ -159,7 +159,6 @@ def collate_view(batch: Sequence[tuple[Scene, RadioMap]], view: str) -> torch.Te
     `"building"` is reflectance and transmittance, `"antenna"` the free-space loss with the antenna's pattern,
     `"radio"` the path loss itself.
     """
-    from .. import channels_indoor  # noqa: F401  (registers the indoor channels)
     from .collate import collate
 
     if view not in VIEWS:

@@ -15,7 +15,7 @@ import numpy as np
 
 import radiodiff_diffusers
 
-from ..scene import Scene
+from ..scene import POSITIVE_NUMBERS, Scene
 from .png import read_bytes
 
 _STEP = np.float32(1 / 32767)
@@ -63,12 +63,7 @@ class PlaneCache:
             getattr(radiodiff_diffusers, "__version__", None),  # another version may compute channels otherwise
             scene.shape,
             scene.transmitter,
-            scene.metres_per_pixel,
-            scene.frequency_hz,
-            scene.transmitter_height,
-            scene.receiver_height,
-            scene.building_height,
-            scene.car_height,
+            *(getattr(scene, name) for name in POSITIVE_NUMBERS),
             scene.azimuth,
             scene.raster_offset,
         )

@@ -218,6 +218,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     import json
 
+    from ..commands import choose_device
     from ..convert.vavae import load_tokenizer
     from ..data.micro_doppler import MicroDopplerFolder
 
@@ -234,7 +235,7 @@ def run(args) -> int:
         lpips=None if args.lpips == "none" else args.lpips,
         fid=not args.no_fid,
         seed=args.seed,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=choose_device(args.device),
         progress=True,
     )
     print(json.dumps(scores, indent=1) if args.json else describe(scores))

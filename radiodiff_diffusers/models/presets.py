@@ -1,7 +1,21 @@
-"""Ready configurations of [`RadioDiffUNet2DModel`], as plain dictionaries of its arguments."""
+"""Ready configurations of [`RadioDiffUNet2DModel`], and of the autoencoder that `base` works with, as plain
+dictionaries of their arguments."""
 
 _OUTDOOR = ["buildings", "transmitter", "buildings"]
 _RAYS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance"]
+
+# the published RadioDiff's autoencoder, diffusers' AutoencoderKL
+RADIODIFF_AUTOENCODER = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "latent_channels": 3,
+    "block_out_channels": [128, 256, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "sample_size": 256,
+    "scaling_factor": 0.3,
+}
 
 RADIODIFF_UNET_PRESETS = {
     # the published RadioDiff: latents of 256 x 256 maps, Swin-B, 225 M parameters

@@ -89,14 +89,17 @@ class ModelInfo:
 def load_model(name: str | None = None) -> Any:
     """A pipeline or a model: a folder, a Hub id, a preset's name (its weights are random), or the default model."""
     from .. import DEFAULT_MODEL
-    from ..models.presets import RADIODIFF_UNET_PRESETS
+    from ..models.presets import RADIODIFF_AUTOENCODER, RADIODIFF_UNET_PRESETS
     from .compare import looks_like_hub_id
 
     if name in RADIODIFF_UNET_PRESETS:
+        from diffusers import AutoencoderKL
+
         from .. import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel
 
         unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS[name])
-        return RadioDiffPipeline(unet, ConstSDEScheduler(), _published_autoencoder() if name == "base" else None)
+        vae = AutoencoderKL(**RADIODIFF_AUTOENCODER) if name == "base" else None
+        return RadioDiffPipeline(unet, ConstSDEScheduler(), vae)
     name = name or DEFAULT_MODEL
     folder = Path(name)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
@@ -112,23 +115,6 @@ def load_model(name: str | None = None) -> Any:
 
     kind = json.loads((folder / "model_index.json").read_text()).get("_class_name") if folder.is_dir() else None
     return getattr(radiodiff_diffusers, str(kind), DiffusionPipeline).from_pretrained(name)
-
-
-def _published_autoencoder() -> Any:
-    """The autoencoder that the published RadioDiff's latents come from, untrained."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=3,
-        block_out_channels=(128, 256, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=256,
-        scaling_factor=0.3,
-    )
 
 
 def _load_single(folder: Path) -> Any:

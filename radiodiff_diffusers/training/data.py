@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from .. import channels_indoor  # noqa: F401  registers the indoor channels
 from ..scene import RadioMap, Scene
 from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
 from .config import DataConfig
