@@ -91,7 +91,8 @@ class RadioMapSeer:
         irt2_max_weight (`float`, defaults to 1.0): the largest share of IRT2 in `"rand"`.
         cars_in_map (`bool`): the maps with parked cars (carsDPM ...).
         cars_in_input (`bool`): tell the scene where the cars are.
-        layout (`str`, defaults to `"png"`): `"png"` or `"polygon"`, see `read_scene`.
+        layout (`str`, defaults to `"png"`): `"png"` or `"polygon"`, see `read_scene`; `"mixed"`: one of the two, drawn
+            for each sample and epoch, for models that are to know both.
         missing (`int` or `"random"`, defaults to 0): so many buildings (1 to 4, or drawn for each sample) are missing
             in the scene, though not in the map.
         version (`int`, *optional*): which of the six versions of a layout with missing buildings; drawn for each
@@ -151,8 +152,9 @@ class RadioMapSeer:
         rng = np.random.default_rng([self.seed, self.epoch, map_id, tx_id])
         missing = int(rng.integers(1, MOST_MISSING + 1)) if self.missing == "random" else self.missing
         version = self.version or int(rng.integers(1, MISSING_VERSIONS + 1))
+        layout = str(rng.choice(LAYOUTS)) if self.layout == "mixed" else self.layout
         scene = read_scene(
-            self.folder, map_id, tx_id, self.layout, cars=self.cars_in_input, missing=missing, version=version
+            self.folder, map_id, tx_id, layout, cars=self.cars_in_input, missing=missing, version=version
         )
         gray = self._gray(map_id, tx_id, rng)
         if gray.shape != scene.shape:
@@ -201,7 +203,9 @@ class RadioMapSeer:
                 self._places[map_id] = rows[order], columns[order]
             else:
                 # of the complete buildings, so that the same places are measured whichever building is missing
-                full = read_scene(self.folder, map_id, layout=self.layout) if self.missing else scene
+                full = scene
+                if self.missing:
+                    full = read_scene(self.folder, map_id, layout="png" if self.layout == "png" else "polygon")
                 outlines = full.polygons
                 if outlines is None and (self.folder.root / f"polygon/buildings_complete/{map_id}.json").is_file():
                     outlines = self.folder.outlines("buildings_complete", map_id, full.shape[0])
@@ -245,8 +249,8 @@ class RadioMapSeer:
             logger.warning("%s", line)
 
     def _check_options(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {self.layout!r}: use one of {', '.join(LAYOUTS)}")
+        if self.layout not in (*LAYOUTS, "mixed"):
+            raise ValueError(f"unknown layout {self.layout!r}: use one of {', '.join((*LAYOUTS, 'mixed'))}")
         if self.missing != "random":
             _buildings_folder(self.missing, self.version or 1)
         elif self.version is not None:
@@ -257,15 +261,15 @@ class RadioMapSeer:
             raise ValueError(f"irt2_max_weight must lie in 0..1; got {self.irt2_max_weight}")
         if self.k2 and len(self.simulations) > 1:
             raise ValueError("k2 maps belong to one simulation: they cannot go with simulation='rand'")
-        kind = "png" if self.layout == "png" else "polygon"
+        kinds = {"png": ("png",), "polygon": ("polygon",), "mixed": ("png", "polygon")}[self.layout]
         needed = []
         if self.missing:
             numbers = range(1, MOST_MISSING + 1) if self.missing == "random" else (self.missing,)
             versions = range(1, MISSING_VERSIONS + 1) if self.version is None else (self.version,)
-            needed += [f"{kind}/{_buildings_folder(n, v)}" for n in numbers for v in versions]
+            needed += [f"{kind}/{_buildings_folder(n, v)}" for kind in kinds for n in numbers for v in versions]
         else:
-            needed.append(f"{kind}/buildings_complete")
-        if self.cars_in_input and (kind == "png" or not (self.folder.root / "polygon/buildings_and_cars").is_dir()):
+            needed += [f"{kind}/buildings_complete" for kind in kinds]
+        if self.cars_in_input and ("png" in kinds or not (self.folder.root / "polygon/buildings_and_cars").is_dir()):
             needed.append("png/cars")
         if self.measurements == "mask":
             needed.append("png/half_mask")
