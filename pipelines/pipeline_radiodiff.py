@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +17,6 @@ from diffusers.utils import BaseOutput, replace_example_docstring
 
 from radiodiff_diffusers.channels import check_channels, condition_planes
 from radiodiff_diffusers.lora import LoraLoaderMixin
-from radiodiff_diffusers.models.radiodiff_blocks import StandardizedConv2d
 from radiodiff_diffusers.models.radiodiff_unet import RadioDiffUNet2DModel
 from radiodiff_diffusers.saving import SavedPipelineMixin
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
@@ -120,7 +120,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
     def check_inputs(
         self,
-        conditions,
+        shapes,
         num_inference_steps,
         num_maps,
         generator,
@@ -135,9 +135,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
         if num_maps < 1:
             raise ValueError(f"num_maps must be at least 1; got {num_maps}")
-        if isinstance(generator, (list, tuple)) and len(generator) != len(conditions):
+        if isinstance(generator, (list, tuple)) and len(generator) != len(shapes):
             raise ValueError(
-                f"{len(generator)} generators for {len(conditions)} scenes: give one for each, or one for all"
+                f"{len(generator)} generators for {len(shapes)} scenes: give one for each, or one for all"
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}")
@@ -145,25 +145,23 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"tile_size is {tile_size}: expected at least {4 * self.vae_scale_factor} pixels")
         if tile_overlap is not None and tile_overlap < 0:
             raise ValueError(f"tile_overlap is {tile_overlap}: expected 0 or more pixels")
-        sides = [self._tile_side(*c.shape[-2:], tile_size) for c in conditions]
+        sides = [self._tile_side(*shape, tile_size) for shape in shapes]
         side = min((side for side in sides if side is not None), default=None)
         if side is not None and tile_overlap is not None and 2 * tile_overlap > side:
             raise ValueError(f"tile_overlap {tile_overlap} is more than half of a tile's {side} pixels")
         if latents is not None:
             if not isinstance(latents, torch.Tensor):
                 raise ValueError(f"latents must be a torch.Tensor; got {type(latents).__name__}")
-            if len({c.shape[-2:] for c in conditions}) > 1:
+            if len(set(shapes)) > 1:
                 raise ValueError("latents cannot be given for scenes of several sizes: call once a size")
-            if len(latents) != len(conditions) * num_maps:
-                raise ValueError(f"{len(latents)} latents for {len(conditions) * num_maps} maps: give one for each")
+            if len(latents) != len(shapes) * num_maps:
+                raise ValueError(f"{len(latents)} latents for {len(shapes) * num_maps} maps: give one for each")
         unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"a callback can ask for {self._callback_tensor_inputs}, not for {sorted(unknown)}")
 
-    def prepare_conditions(
-        self, scene: Scene | list[Scene] | torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[Scene | None]]:
-        """Each scene's condition planes, `(channels, height, width)`, and the scene itself where there is one."""
+    def _listed(self, scene: Scene | list[Scene] | torch.Tensor) -> list[Scene] | list[torch.Tensor]:
+        """What was given as a list of scenes, or of condition planes `(channels, height, width)`."""
         channels = list(self.unet.config.condition_channels)
         if isinstance(scene, torch.Tensor):
             planes = scene[None] if scene.ndim == 3 else scene
@@ -174,7 +172,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 )
             if not torch.isfinite(planes).all():
                 raise ValueError("the condition tensor has values that are not finite")
-            return list(planes), [None] * len(planes)
+            return list(planes)
         scenes = list(scene) if isinstance(scene, (list, tuple)) else [scene]
         for one in scenes:
             if not isinstance(one, Scene):
@@ -184,25 +182,46 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 )
         if not scenes:
             raise ValueError("no scene was given: pass a Scene, a list of scenes, or a condition tensor")
-        with ThreadPoolExecutor(max_workers=min(len(scenes), 8)) as pool:  # the ray kernels run without the GIL
-            planes = list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), scenes))
-        return planes, scenes
+        return scenes
 
-    def _move_walls(self, scene, num_maps: int, generator) -> tuple[list[Scene], list[torch.Generator] | None]:
-        """Each scene as often as samples of it are wanted, with its walls elsewhere in their pixels each time."""
-        scenes = list(scene) if isinstance(scene, (list, tuple)) else [scene]
-        own = _one_each(generator, len(scenes))
-        if len(own) != len(scenes) or not all(isinstance(one, Scene) for one in scenes):
-            return scenes, generator  # refused with a message where the rest of the call is checked
-        moved, generators = [], []
-        for one, random in zip(scenes, own, strict=True):
+    def prepare_conditions(self, scene: Scene | list[Scene] | torch.Tensor) -> list[torch.Tensor]:
+        """Each scene's condition planes, `(channels, height, width)`."""
+        given = self._listed(scene)
+        if isinstance(given[0], torch.Tensor):
+            return given
+        channels = list(self.unet.config.condition_channels)
+        with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
+            return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
+
+    def _views(self, given: list, num_maps: int, generators: list) -> tuple[list, list, list[int]]:
+        """The maps to compute for `num_maps` samples of every scene: scenes (or planes), a generator for each, and how
+        many of them belong to each of those given.
+
+        The walls of a mask lie elsewhere in their pixels in every view. Where they are known, or only planes are, one
+        view has to do: the samples differ by noise, or by the expected error.
+        """
+        jitter = self.config.wall_jitter if num_maps > 1 else 0.0
+        views, own, counts = [], [], []
+        for one, random in zip(given, generators, strict=True):
+            if not jitter or not isinstance(one, Scene) or (self._error_wanted and one.polygons is not None):
+                views, own, counts = [*views, one], [*own, random], [*counts, 1]
+                continue
             device = "cpu" if random is None else random.device
-            shifts = torch.rand(num_maps, 2, generator=random, device=device) * 2 - 1
+            shifts = (torch.rand(num_maps, 2, generator=random, device=device) * 2 - 1) * jitter
             seeds = torch.randint(2**62, (num_maps,), generator=random, device=device)
-            for shift, seed in zip((shifts * self.config.wall_jitter).tolist(), seeds.tolist(), strict=True):
-                moved.append(_with_walls_moved(one, shift))
-                generators.append(torch.Generator().manual_seed(seed))
-        return moved, generators
+            views += [_with_walls_moved(one, shift) for shift in shifts.tolist()]
+            own += [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+            counts.append(num_maps)
+        return views, own, counts
+
+    def _spread(self, views: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
+        """Samples from a scene's maps and their expected errors: each lies as many deviations off as it draws, the
+        same everywhere. Together they draw none, so their mean is the maps' own."""
+        device = "cpu" if generator is None else generator.device
+        draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
+        draws = (draws - draws.mean()) / draws.std()
+        gain, error = views[:, :1], views[:, 1:]
+        return (gain + draws * 2**0.5 * error).clamp(-1, 1)  # a Laplace distribution's deviation is sqrt(2) its scale
 
     def prepare_latents(self, shape, generators, num_maps, device, latents=None) -> torch.Tensor:
         """The noise to start from, float32; `latents` as given if they fit."""
@@ -216,7 +235,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     def denoise(
         self, latents, condition, num_maps, noises, progress, callback=None, callback_names=()
     ) -> torch.Tensor:
-        """All steps for one batch (of whole maps or of tiles): its final samples."""
+        """All steps for one batch (of whole maps or of tiles): its final samples, and their errors where wanted."""
         condition = condition.to(latents.device)  # in float32: the model rounds where it can afford to
         features = self.unet.encode_condition(condition)
         if num_maps > 1:
@@ -224,7 +243,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         for i, t in enumerate(self.scheduler.timesteps):
             if self.interrupt:
                 continue
-            output = self.unet(latents, t, condition_features=features, return_dict=False)[0]
+            output, *error = self.unet(
+                latents, t, condition_features=features, return_dict=False, return_error=self._error_wanted
+            )
             latents = self.scheduler.step(output, t, latents, variance_noise=noises(i), return_dict=False)[0]
             if callback is not None:
                 given = {"latents": latents}
@@ -233,16 +254,12 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                     kwargs[name] = given[name]
                 latents = (callback(self, i, t, kwargs) or {}).get("latents", latents)
             progress.update()
-        return latents
+        return torch.cat([latents, *error], dim=1) if self._error_wanted else latents
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Maps in [-1, 1], `(batch, 1, height, width)`, from final samples."""
         if self.vae is None:
             return latents
-        # Decoding is the moment of most memory: the U-Net's kept kernels (316 MB of the base model) make room.
-        for layer in self.unet.modules():
-            if isinstance(layer, StandardizedConv2d):
-                layer.forget_kernels()
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         latents = latents.contiguous(memory_format=torch.channels_last)  # a fifth faster on CPUs
         return self.vae.decode(latents, return_dict=False)[0].float().contiguous()
@@ -271,7 +288,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 holds ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
             num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. What
-                tells them apart is noise, and in a model with `wall_jitter` where the walls are.
+                tells them apart is noise; in a model with `wall_jitter` where the walls are; in a model with an error
+                map how far each is off, by the error that it expects.
             generator (`torch.Generator` or `int`, or a list with one for each scene, *optional*): Decides everything
                 that is random. One generator (or a seed) serves every scene from its present state, so that a scene's
                 map does not depend on the others in the call.
@@ -292,46 +310,50 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """
         # 1. Check the call, compute the scenes' channels
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        samples = 1
-        if self.config.wall_jitter and num_maps > 1 and not isinstance(scene, torch.Tensor):
-            scene, generator = self._move_walls(scene, num_maps, generator)
-            samples, num_maps = num_maps, 1
-        conditions, scenes = self.prepare_conditions(scene)
+        given = self._listed(scene)
         self.check_inputs(
-            conditions, steps, num_maps, generator, latents, output_type, tile_size, tile_overlap,
-            callback_on_step_end_tensor_inputs,
+            [tuple(one.shape[-2:]) for one in given], steps, num_maps, generator, latents, output_type, tile_size,
+            tile_overlap, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
+        one_step = steps == 1 and latents is None and self.config.mean_map
+        self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
+        own = _one_each(generator, len(given))
+        views, generators, counts = self._views(given, num_maps, own)
+        # of one view, samples are drawn from noise; of an error map, after the map
+        draws = 1 if self._error_wanted or len(views) > len(given) else num_maps
+        conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
         device = self._execution_device
         self._interrupt = False
         self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        generators = _one_each(generator, len(conditions))
 
         # 2. Scenes of one size share batches; a map too large for one piece goes alone, in tiles
-        batches = list(self._batches(conditions, num_maps, tile_size, tile_overlap))
+        batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
         results: list[torch.Tensor | None] = [None] * len(conditions)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
             for rows, tiles in batches:
                 final = self._run_batch(
                     torch.stack([conditions[row] for row in rows]),
                     [generators[row] for row in rows],
-                    None if latents is None else torch.cat([latents[r * num_maps : (r + 1) * num_maps] for r in rows]),
-                    num_maps, tiles, device, output_type == "latent", progress, callback_on_step_end,
+                    None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
+                    draws, tiles, device, output_type == "latent", progress, callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
                 )  # fmt: skip
-                for row, result in zip(rows, final.split(num_maps), strict=True):
+                for row, result in zip(rows, final.split(draws), strict=True):
                     results[row] = result
-
-        results = [torch.cat(results[first : first + samples]) for first in range(0, len(results), samples)]
-        scenes = scenes[::samples]
+        samples = [
+            torch.cat(results[end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
+        ]
+        if self._error_wanted:
+            samples = [self._spread(views, num_maps, random) for views, random in zip(samples, own, strict=True)]
 
         # 3. From the network's [-1, 1] to dB and pictures
         self.maybe_free_model_hooks()
         if output_type == "latent":
-            same = len({r.shape for r in results}) == 1
-            output = RadioDiffPipelineOutput(images=torch.cat(results) if same else results)
+            same = len({r.shape for r in samples}) == 1
+            output = RadioDiffPipelineOutput(images=torch.cat(samples) if same else samples)
         else:
-            output = self._finish(results, scenes, output_type)
+            output = self._finish(samples, given, output_type)
         return output if return_dict else output.to_tuple()
 
     def _tile_side(self, height: int, width: int, tile_size: int | None) -> int | None:
@@ -380,7 +402,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return drawn[step]
 
         pad = 1 if keep_latents else factor
-        channels = shape[0] if keep_latents else 1
+        channels = (shape[0] if keep_latents else 1) + self._error_wanted
         total = torch.zeros(len(latents), channels, shape[1] * pad, shape[2] * pad)
         weights = torch.zeros(shape[1] * pad, shape[2] * pad)
         for tile in tiles:
@@ -399,7 +421,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 callback,
                 callback_names,
             )
-            result = final if keep_latents else self.decode_latents(final)[:, :1]
+            result = final if keep_latents or self._error_wanted else self.decode_latents(final)[:, :1]
             if len(tiles) == 1:
                 total = result.float().cpu()
                 break
@@ -411,11 +433,11 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             total /= weights
         return total if keep_latents else total[..., :height, :width]
 
-    def _finish(self, results, scenes, output_type) -> RadioDiffPipelineOutput:
+    def _finish(self, results, given, output_type) -> RadioDiffPipelineOutput:
         maps, samples = [], []
-        for result, scene in zip(results, scenes, strict=True):
+        for result, scene in zip(results, given, strict=True):
             gain = self.gain_scale.from_unit(result[:, 0].numpy())
-            if scene is not None:
+            if isinstance(scene, Scene):
                 gain[:, scene.buildings] = self.gain_scale.floor_db
             samples.append(gain)
             several = len(gain) > 1
@@ -423,7 +445,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 RadioMap(
                     gain.mean(0),
                     scale=self.gain_scale,
-                    metres_per_pixel=1.0 if scene is None else scene.metres_per_pixel,
+                    metres_per_pixel=scene.metres_per_pixel if isinstance(scene, Scene) else 1.0,
                     std_db=gain.std(0, ddof=1) if several else None,
                 )
             )

@@ -116,6 +116,37 @@ def test_samples_can_differ_in_where_the_walls_are():
         pipe([mask], num_maps=4, generator=[seeded(), seeded()])
 
 
+def test_samples_can_differ_by_the_error_that_is_expected():
+    config = {**RADIODIFF_UNET_PRESETS["test"], "condition_channels": ["buildings", "transmitter", "detour_loss"]}
+    unet = RadioDiffUNet2DModel(**config, error_map=True).eval()
+    scheduler = ConstSDEScheduler(final_denoise=False)
+    pipe = RadioDiffPipeline(unet, scheduler, num_inference_steps=1, mean_map=True, wall_jitter=0.4)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():  # small errors, so that no sample is clipped
+        unet.noise_decoder.conv_out.weight.mul_(0.1)
+        unet.noise_decoder.conv_out.bias.fill_(-4.0)
+    mask = scene_of()
+    outlined = mask.replace(polygons=((np.array([[10, 10], [20, 10], [20, 20], [10, 20]], float),),))
+    one, several = pipe(outlined).maps[0], pipe([outlined, mask], num_maps=5, generator=seeded())
+    assert several.samples[0].shape == several.samples[1].shape == (5, 32, 40)
+    # known outlines: one map, and samples round it as far as the error says
+    planes = pipe.prepare_conditions(outlined)[0][None]
+    with torch.inference_mode():
+        error = unet(torch.zeros(1, 1, *mask.shape), 1.0, planes, return_error=True).error[0, 0].numpy()
+    free = ~mask.buildings & (np.abs(one.gain_db + 97.42) < 40)  # far enough from the ends of the scale
+    assert np.abs(several.maps[0].gain_db - one.gain_db)[free].max() < 1e-3
+    assert np.allclose(several.maps[0].std_db[free], 2**0.5 * 49.58 * error[free], rtol=1e-3)
+    # a mask leaves the walls open besides
+    assert not np.allclose(several.maps[1].gain_db, one.gain_db, atol=1e-3)
+    alone = pipe(mask, num_maps=5, generator=seeded())
+    assert np.abs(alone.samples[0] - several.samples[1]).max() < 1e-3
+    # planes, tiles
+    assert np.allclose(pipe(planes, num_maps=5).maps[0].std_db[free], several.maps[0].std_db[free], rtol=1e-2)
+    assert pipe(scene_of(64, 80), num_maps=2, tile_size=32, generator=1).maps[0].std_db.min() >= 0
+    with pytest.raises(ValueError, match="t = 1"):
+        unet(torch.zeros(1, 1, *mask.shape), 0.5, planes, return_error=True)
+
+
 def test_output_types(pipe):
     scenes = [scene_of(), scene_of(seed=5)]
     array = pipe(scenes, output_type="np", generator=1).images

@@ -30,6 +30,7 @@ from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, read_image
 CHANNELS = ["buildings", "transmitter", "visibility", "obstruction", "log_distance", "detour_loss", "detour_turn"]
 CHANNELS += ["outlines_known"]
 MODEL = {**RADIODIFF_UNET_PRESETS["tiny"], "condition_channels": CHANNELS, "detail_width": 16}
+MODEL["error_map"] = True
 WALL_JITTER = 0.4  # pixels: walls of a mask are known to half a pixel, and samples differ in where they are
 USUAL_ENERGY = 0.1  # of gray / 255 on free ground, squared
 CACHE = Path("data/default_model_cache")
@@ -262,6 +263,58 @@ def train(
     save(resume, model, ema, optimizer, step + 1, spent + time.monotonic() - started)
 
 
+def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr: float, seed: int) -> None:
+    """Teach the second decoder to say at t = 1 how wrong the map is: the scale of a Laplace distribution round it.
+
+    All else stands still, so the maps stay what they are. A fifth of the batches keep it a noise decoder at t < 1.
+    """
+    model, scheduler = averaged_model(out), ConstSDEScheduler()
+    model.requires_grad_(False).to(memory_format=torch.channels_last)
+    decoder = model.noise_decoder.requires_grad_(True)
+    ema = EMAModel(decoder.parameters(), decay=0.99)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    data = Maps(train_sets)
+    started, running = time.monotonic(), []
+    model.eval()
+    for step in range(steps):
+        rng = np.random.default_rng([seed, step])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / 20, 1.0) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        rows = [int(rng.choice(data.rows_of(name))) for name in rng.integers(len(train_sets), size=batch)]
+        planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
+        planes = planes.contiguous(memory_format=torch.channels_last)
+        if rng.random() < 0.2:
+            loss = denoising_loss(model, scheduler, planes, maps, free, generator)
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                output = model(torch.zeros_like(maps), torch.ones(batch), planes, return_error=True)
+            drift, scale = output.sample.float()[:, :1], output.error.float().clamp_min(1e-3)
+            wrong = (-drift.clamp(-1, 1) - maps).abs()
+            loss = ((wrong / scale + scale.log()) * free).sum() / free.sum()
+            running.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        ema.step(decoder.parameters())
+        optimizer.zero_grad()
+        if (step + 1) % 50 == 0:
+            print(f"{step + 1}: {np.mean(running[-50:]):.4f}, {time.monotonic() - started:.0f} s", flush=True)
+    ema.copy_to(decoder.parameters())
+    torch.save(decoder.state_dict(), out / "error_map.pt")
+
+
+def averaged_model(out: Path) -> RadioDiffUNet2DModel:
+    """The averaged weights of a run."""
+    model = RadioDiffUNet2DModel(**MODEL)
+    saved = torch.load(out / "resume.pt", weights_only=True)
+    model.load_state_dict(saved["model"])
+    ema = EMAModel(model.parameters())
+    ema.load_state_dict(saved["ema"])
+    ema.copy_to(model.parameters())
+    return model
+
+
 def save(path: Path, model, ema, optimizer, step: int, seconds: float) -> None:
     state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save({**state, "step": step, "seconds": seconds}, path.with_suffix(".tmp"))
@@ -270,12 +323,8 @@ def save(path: Path, model, ema, optimizer, step: int, seconds: float) -> None:
 
 def export(out: Path, folder: Path, num_inference_steps: int) -> None:
     """The averaged weights as a pipeline folder, in half precision."""
-    model = RadioDiffUNet2DModel(**MODEL)
-    saved = torch.load(out / "resume.pt", weights_only=True)
-    model.load_state_dict(saved["model"])
-    ema = EMAModel(model.parameters())
-    ema.load_state_dict(saved["ema"])
-    ema.copy_to(model.parameters())
+    model = averaged_model(out)
+    model.noise_decoder.load_state_dict(torch.load(out / "error_map.pt", weights_only=True))
     scheduler = ConstSDEScheduler(final_denoise=False, clip_sample=True)
     pipeline = RadioDiffPipeline(
         unet=model.half().eval(),
@@ -285,7 +334,7 @@ def export(out: Path, folder: Path, num_inference_steps: int) -> None:
         wall_jitter=WALL_JITTER,
     )
     pipeline.save_pretrained(folder)
-    print(f"{folder}: {saved['step']} steps, {saved['seconds'] / 3600:.2f} hours")
+    print(folder)
 
 
 def main() -> None:
@@ -306,6 +355,13 @@ def main() -> None:
     command.add_argument(
         "--init", type=Path, help="another run's resume.pt: start from its weights, with a fresh schedule"
     )
+    command = commands.add_parser("error-map")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
+    command.add_argument("--steps", type=int, default=700)
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--lr", type=float, default=1e-3)
+    command.add_argument("--seed", type=int, default=1)
     command = commands.add_parser("export")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model"))
@@ -325,6 +381,8 @@ def main() -> None:
             args.steps,
             args.init,
         )
+    elif args.command == "error-map":
+        train_error_map(args.out, args.sets, args.steps, args.batch, args.lr, args.seed)
     else:
         export(args.out, args.folder, args.steps)
 

@@ -33,9 +33,12 @@ class RadioDiffUNet2DOutput(BaseOutput):
     Args:
         sample (`torch.Tensor` of shape `(batch, 2 * in_channels, height, width)`):
             The predicted drift and, after it, the predicted noise.
+        error (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
+            The expected absolute error of the map that a single step gives, where it was asked for.
     """
 
     sample: torch.Tensor
+    error: torch.Tensor | None = None
 
 
 class DownBlock(nn.Module):
@@ -192,6 +195,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         detail_width (`int`, defaults to 0):
             Width of output layers at full resolution that see the condition's planes again; 0 is RadioDiff's output, a
             1 x 1 convolution. For models without autoencoder, whose sample is as large as the condition.
+        error_map (`bool`, defaults to `False`):
+            At t = 1 the noise is the sample itself, and the second way up has nothing to say about it. It was trained
+            to say there how wrong the map of one step will be (`return_error`).
     """
 
     _supports_gradient_checkpointing = True
@@ -228,6 +234,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fourier_scale: float = 16.0,
         patch_size: int = 1,
         detail_width: int = 0,
+        error_map: bool = False,
     ):
         super().__init__()
         _check_config(self.config)
@@ -320,6 +327,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         condition: torch.Tensor | None = None,
         condition_features: list[torch.Tensor] | None = None,
         return_dict: bool = True,
+        return_error: bool = False,
     ) -> RadioDiffUNet2DOutput | tuple[torch.Tensor]:
         """
         Predict drift and noise.
@@ -337,6 +345,8 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 sample's: then every condition serves that many samples in a row.
             return_dict (`bool`, defaults to `True`):
                 Return a [`RadioDiffUNet2DOutput`] rather than a tuple.
+            return_error (`bool`, defaults to `False`):
+                At t = 1, of a model with `error_map`: also give the expected absolute error of the map.
 
         Returns:
             [`RadioDiffUNet2DOutput`] or `tuple`: drift and noise, concatenated along the channels.
@@ -380,7 +390,10 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         planes = getattr(features, "planes", None)
         # at t = 1 the noise is the sample itself, whatever the second decoder says
         pure_noise = not torch.compiler.is_compiling() and bool((t == 1).all())
-        for decoder, relations in ((self.drift_decoder, drift), (self.noise_decoder, noise))[: 1 if pure_noise else 2]:
+        if return_error and not (pure_noise and self.config.error_map):
+            raise ValueError("return_error is for t = 1 and models whose config has error_map")
+        ways = ((self.drift_decoder, drift), (self.noise_decoder, noise))
+        for decoder, relations in ways[: 1 if pure_noise and not return_error else 2]:
             y = x + decoder.filter(decoder.filter_conv(decoder.filter_norm(x)))
             levels = list(zip(decoder.up_blocks, reversed(skips), reversed(relations), strict=True))
             for block, (skip1, skip2), relation in levels[:2]:
@@ -398,7 +411,10 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         drift = (1 - t) * x + t * norm * outputs[0]
         noise = x if pure_noise else t.sqrt() * x + (1 - t).sqrt() * norm * outputs[1]
         output = torch.cat([drift, noise], dim=1).to(sample.dtype)
-        return RadioDiffUNet2DOutput(sample=output) if return_dict else (output,)
+        error = outputs[1].exp() if return_error else None
+        if not return_dict:
+            return (output,) if error is None else (output, error)
+        return RadioDiffUNet2DOutput(sample=output, error=error)
 
     def _half_precision(self, x: torch.Tensor):
         """A context that computes in the model's half precision; without effect in a float32 model."""
