@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MIN_SIDE = 8
+STEP = np.float32(1 / 32767)  # what a channel in [-1, 1] kept as 16-bit whole numbers counts in
 # A scene's scale, carrier and heights.
 POSITIVE_NUMBERS = (
     "metres_per_pixel",
@@ -61,11 +62,16 @@ class GainScale:
 
     def to_db(self, gray: np.ndarray) -> np.ndarray:
         """Gray levels 0..255 to dB."""
-        return self.db_at_0 + np.asarray(gray, np.float32) * np.float32((self.db_at_255 - self.db_at_0) / 255.0)
+        gain_db = np.asarray(gray, np.float32) * np.float32((self.db_at_255 - self.db_at_0) / 255.0)
+        gain_db += np.float32(self.db_at_0)
+        return gain_db
 
-    def to_unit(self, gain_db: np.ndarray) -> np.ndarray:
-        """dB to the [-1, 1] that networks see."""
-        return self.to_gray(gain_db) * np.float32(2 / 255) - np.float32(1)
+    def to_unit(self, gain_db: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """dB to the [-1, 1] that networks see; written into `out`, float32, where it is given."""
+        unit = np.subtract(np.asarray(gain_db, np.float32), np.float32(self.db_at_0), out=out)
+        unit *= np.float32(2.0 / (self.db_at_255 - self.db_at_0))
+        unit -= np.float32(1)
+        return np.clip(unit, -1.0, 1.0, out=out)
 
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
         """The networks' [-1, 1] to dB."""
@@ -125,6 +131,7 @@ class Scene:
     # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the
     # transmitter.
     _cut_from: tuple[Scene, int, int] | None = field(default=None, repr=False)
+    # Channels computed or read already; those that a cache has read are whole steps of `STEP` until somebody asks.
     _planes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -238,9 +245,12 @@ class Scene:
         """One condition channel of this scene by name, (H, W) float32 in [-1, 1]; computed once."""
         from .channels import compute_channel
 
-        if channel not in self._planes:
-            self._planes[channel] = compute_channel(channel, self)
-        return self._planes[channel]
+        plane = self._planes.get(channel)
+        if plane is None:
+            plane = self._planes[channel] = compute_channel(channel, self)
+        elif plane.dtype == np.int16:
+            plane = self._planes[channel] = np.multiply(plane, STEP, dtype=np.float32)
+        return plane
 
     # Checks ---------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from radiodiff_diffusers import channels
+from radiodiff_diffusers.data.plane_cache import PlaneCache
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.training.augment import (
     SYMMETRIES,
@@ -41,6 +43,32 @@ def test_map_and_channels_turn_alike(turns, flip, shape):
         expected = turn_plane(scene.plane(channel), turns, flip)
         # a ray through a corner of a building may fall on either side of it
         assert np.mean(np.abs(turned.plane(channel) - expected) > 1e-5) < 0.005, channel
+
+
+@pytest.mark.parametrize("turns, flip", SYMMETRIES)
+def test_the_shift_between_mask_and_map_turns_along(turns, flip):
+    """RadioMapSeer's masks lie half a pixel off its maps, in a direction that a mirror changes."""
+    scene, _ = make_pair(raster_offset=(-0.4, 0.3))
+    turned = turn_scene(scene, turns, flip)
+    for channel in ("visibility", "obstruction"):
+        expected = turn_plane(scene.plane(channel), turns, flip)
+        assert np.mean(np.abs(turned.plane(channel) - expected) > 1e-5) < 0.005, channel
+
+
+@pytest.mark.parametrize("turns, flip", SYMMETRIES)
+def test_channels_that_a_cache_has_read_are_turned_and_not_computed_anew(turns, flip, tmp_path, monkeypatch):
+    scene, radio_map = make_pair(40, 48)
+    fresh = {channel: scene.plane(channel) for channel in ("obstruction", "log_distance")}
+    cache = PlaneCache(tmp_path, tuple(fresh))
+    cache.fill(scene.replace())
+    read = cache.fill(scene.replace())
+    monkeypatch.setattr(channels, "compute_channel", None)
+    turned, _ = apply_symmetry(read, radio_map, turns, flip)
+    for channel, plane in fresh.items():
+        assert np.abs(turned.plane(channel) - turn_plane(plane, turns, flip)).max() < 1e-4, channel
+    monkeypatch.undo()
+    part, _ = apply_symmetry(*crop_pair(read, radio_map, 4, 7, 20), turns, flip)
+    assert np.abs(part.plane("obstruction") - turn_plane(fresh["obstruction"][7:27, 4:24], turns, flip)).max() < 1e-4
 
 
 @pytest.mark.parametrize("turns, flip", SYMMETRIES)

@@ -138,6 +138,16 @@ def test_shards_hold_all_that_a_scene_knows(seer, shards):
     assert np.allclose(a["condition"], b["condition"], atol=1e-6) and np.allclose(a["target"], b["target"], atol=1e-6)
 
 
+def test_what_rows_share_is_not_shared_by_accident(shards):
+    """Masks and outlines are decoded once for all transmitters of a map; changing one scene must not change others."""
+    data = open_dataset(shards, "val")
+    data[0][0].buildings[:] = True
+    data[0][0].cars[:] = True
+    assert not data[0][0].buildings.all() and not data[1][0].cars.all()
+    with pytest.raises(ValueError, match="read-only"):
+        data[0][0].polygons[0][0][0] = 7
+
+
 def test_streaming_reads_the_same_rows_in_order_or_shuffled(seer, shards):
     data = RadioMapSeer(seer, "all", layout="polygon", cars_in_input=True, measurements="random", k2=True)
     stream = open_dataset(shards, "train", streaming=True)

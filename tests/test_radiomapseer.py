@@ -18,6 +18,7 @@ from radiodiff_diffusers.data.radiomapseer import RadioMapSeer, read_scene
 from radiodiff_diffusers.data.splits import choose_maps, split_maps
 from radiodiff_diffusers.geometry import rasterize
 from radiodiff_diffusers.scene import RadioMap, Scene
+from radiodiff_diffusers.training.data import make_planes
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "radiomapseer_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the RadioMapSeer samples are not here")
@@ -143,6 +144,42 @@ def test_polygon_layout_is_on_the_gains_raster_and_keeps_outlines(tree):
     assert (rasterize(scene.polygons, scene.shape) == scene.buildings).all()
     mask = read_scene(tree, 0, 0, "png").buildings
     assert 0 < (mask != scene.buildings).sum() < 200
+
+
+def test_mixed_layouts_are_drawn_for_each_sample_and_epoch_by_the_seed(tree):
+    def drawn(seed, epoch):
+        data = RadioMapSeer(tree, "all", layout="mixed", seed=seed)
+        data.set_epoch(epoch)
+        return ["png" if scene.polygons is None else "polygon" for scene, _ in data]
+
+    epochs = [drawn(seed=0, epoch=epoch) for epoch in range(4)]
+    assert epochs == [drawn(seed=0, epoch=epoch) for epoch in range(4)]
+    assert len({tuple(layouts) for layouts in epochs}) == 4 and drawn(seed=1, epoch=0) != epochs[0]
+    kinds = sum(epochs, [])
+    assert 9 < kinds.count("png") < 27  # of 36
+    data = RadioMapSeer(tree, "all", layout="mixed")
+    for k, kind in enumerate(epochs[0]):  # and each is what that layout alone would give
+        (scene, radio_map), (expected, gain) = data[k], RadioMapSeer(tree, "all", layout=kind)[k]
+        assert np.array_equal(scene.buildings, expected.buildings) and scene.raster_offset == expected.raster_offset
+        assert np.array_equal(radio_map.gain_db, gain.gain_db)
+
+
+def test_mixed_layouts_are_measured_at_the_same_places(tree):
+    """Whichever layout a map happens to be read in first."""
+    seen = []
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        data = RadioMapSeer(tree, "all", layout="mixed", measurements="edges", num_measurements=10)
+        measured = {k: np.isfinite(data[k][0].measurements) for k in order}
+        seen += [measured[k] for k in range(3)]
+    assert all(np.array_equal(places, seen[0]) for places in seen) and seen[0].sum() == 10
+
+
+@pytest.mark.parametrize("folder", ["png/buildings_complete", "polygon/buildings_complete"])
+def test_mixed_layouts_need_both_folders(tree, tmp_path, folder):
+    root = shutil.copytree(tree, tmp_path / "seer")
+    shutil.rmtree(root / folder)
+    with pytest.raises(ValueError, match=f"lacks {folder}/. Expected"):
+        RadioMapSeer(root, "all", layout="mixed")
 
 
 def test_a_scene_needs_no_folder_that_its_layout_does_not_use(tree, tmp_path):
@@ -344,6 +381,20 @@ def test_collate_refuses_several_sizes(tree):
         collate([(scene, radio_map), small], ["buildings"])
 
 
+def test_a_batch_is_the_scenes_own_planes_cached_or_not(tree, tmp_path):
+    names = ["buildings", "log_distance", "transmitter", "log_distance"]
+    cache = PlaneCache(tmp_path, ["log_distance"])
+    for _ in range(2):  # computed and kept, then read
+        pairs = [RadioMapSeer(tree, "all", cache=cache)[k] for k in (0, 5)]
+        batch = collate(pairs, names)
+        for (scene, radio_map), planes, target in zip(pairs, batch["condition"], batch["target"], strict=True):
+            fresh = scene.replace()
+            assert np.abs(planes.numpy() - np.stack([fresh.plane(n) for n in names])).max() < 1e-4
+            assert np.array_equal(planes.numpy(), np.stack([scene.plane(n) for n in names]))
+            assert np.array_equal(target[0].numpy(), radio_map.scale.to_unit(radio_map.gain_db))
+            assert np.array_equal(make_planes(scene, radio_map, ["map", *names])[1:], planes.numpy())
+
+
 def test_data_loader_workers_read_the_same(tree):
     from torch.utils.data import DataLoader
 
@@ -381,10 +432,12 @@ def test_fast_png_reads_what_pillow_reads(tmp_path):
     for k, plane in enumerate((rng.integers(0, 256, (5, 9)).astype(np.uint8), smooth, np.zeros((3, 4), np.uint8))):
         Image.fromarray(plane).save(tmp_path / f"{k}.png")
         assert np.array_equal(read_gray(tmp_path / f"{k}.png"), plane)
-    for filter_kind in range(5):
-        write_png(tmp_path / "f.png", smooth, filter_kind)
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "f.png")), smooth)
-        assert np.array_equal(read_gray(tmp_path / "f.png"), smooth)
+    noise = rng.integers(0, 256, (7, 12)).astype(np.uint8)
+    for plane in (smooth, noise, noise[:, :1], noise[:1]):  # even and odd numbers of rows: Paeth goes by twos
+        for filter_kind in range(5):
+            write_png(tmp_path / "f.png", plane, filter_kind)
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "f.png")), plane)
+            assert np.array_equal(read_gray(tmp_path / "f.png"), plane)
     Image.fromarray(smooth).convert("RGB").save(tmp_path / "rgb.png")
     assert np.array_equal(read_gray(tmp_path / "rgb.png"), smooth)
     with pytest.raises(ValueError, match="no such file"):

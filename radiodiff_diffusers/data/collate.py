@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..channels import write_planes
 from ..scene import RadioMap, Scene
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ def collate(
     height, width = shapes.pop()
     condition = torch.empty(len(batch), len(condition_channels), height, width)
     target = torch.empty(len(batch), 1, height, width)
-    for k, (scene, radio_map) in enumerate(batch):
-        for channel, name in enumerate(condition_channels):
-            condition[k, channel] = torch.from_numpy(scene.plane(name))
-        target[k, 0] = torch.from_numpy(radio_map.scale.to_unit(radio_map.gain_db))
+    for (scene, radio_map), planes, unit in zip(batch, condition.numpy(), target.numpy(), strict=True):
+        write_planes(scene, condition_channels, planes)
+        radio_map.scale.to_unit(radio_map.gain_db, out=unit[0])
     return {
         "condition": condition,
         "target": target,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ PICTURES = {
     "measurements": 255.0,
     "k2": 1.0,
 }
+REMEMBERED = 1024  # masks (8 KB each for 256 x 256 pixels) and outlines that many rows share
 SCALE = ("db_at_0", "db_at_255", "floor_db", "noise_floor_db")
 
 
@@ -87,10 +89,10 @@ def map_pair(row: dict[str, Any]) -> tuple[Scene, RadioMap]:
     planes = {}
     for field, top in PICTURES.items():
         if row.get(field) is not None:
-            plane = _plane(row[field], f"{field} of {name}")
             if field in {"buildings", "cars"}:
-                planes[field] = plane > 127
+                planes[field] = _mask(row[field], f"{field} of {name}")
             else:
+                plane = _plane(row[field], f"{field} of {name}")
                 planes[field] = plane * np.float32(top / 255.0) if plane.dtype == np.uint8 else plane
     polygons = row.get("polygons")
     scene = Scene(
@@ -98,7 +100,7 @@ def map_pair(row: dict[str, Any]) -> tuple[Scene, RadioMap]:
         **{field: row[field] for field in NUMBERS if row.get(field) is not None},
         transmitter=None if row.get("transmitter_x") is None else (row["transmitter_x"], row["transmitter_y"]),
         antenna_pattern=row.get("antenna_pattern") or None,
-        polygons=None if not polygons else tuple(tuple(np.array(r) for r in p) for p in json.loads(polygons)),
+        polygons=_outlines(polygons) if polygons else None,
         name=name,
     )
     gain = _plane(row["gain"], f"gain of {name}")
@@ -152,6 +154,32 @@ def _picture(plane: np.ndarray, whole: bool) -> dict[str, Any]:
     else:
         Image.fromarray(np.asarray(plane, np.float32)).save(buffer, "tiff")
     return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _mask(picture: Any, name: str) -> np.ndarray:
+    """A boolean plane of a picture. Many transmitters share a mask, so it is decoded once."""
+    data = picture.get("bytes") if isinstance(picture, dict) else None
+    if data is not None:
+        try:
+            bits, shape = _packed_mask(data)
+            return np.unpackbits(bits, count=shape[0] * shape[1]).view(bool).reshape(shape)
+        except ValueError:
+            pass  # it fails below as well, where it is known whose it is
+    return _plane(picture, name) > 127
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _packed_mask(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+    mask = _plane({"bytes": data}, "a mask") > 127
+    return np.packbits(mask), mask.shape
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _outlines(text: str) -> tuple[tuple[np.ndarray, ...], ...]:
+    outlines = tuple(tuple(np.array(ring) for ring in rings) for rings in json.loads(text))
+    for ring in (ring for rings in outlines for ring in rings):
+        ring.flags.writeable = False  # scenes share them
+    return outlines
 
 
 def _plane(picture: Any, name: str) -> np.ndarray:

@@ -15,10 +15,8 @@ import numpy as np
 
 import radiodiff_diffusers
 
-from ..scene import POSITIVE_NUMBERS, Scene
+from ..scene import POSITIVE_NUMBERS, STEP, Scene
 from .png import read_bytes
-
-_STEP = np.float32(1 / 32767)
 
 
 class PlaneCache:
@@ -45,16 +43,15 @@ class PlaneCache:
         key = self._key(scene)
         height, width = scene.shape
         for channel in self.channels:
-            path = self.folder / channel / key[:2] / f"{key}.int16"
+            path = f"{self.folder}/{channel}/{key[:2]}/{key}.int16"  # plain text: path objects are slow
             try:
                 plane = read_bytes(path)
             except OSError:
                 plane = b""
             if len(plane) != 2 * height * width:  # not there yet, or cut short by a full disk
                 plane = self._encode(scene.plane(channel), channel)
-                self._keep(path, plane)
-            steps = np.frombuffer(plane, np.int16).reshape(height, width)
-            scene._planes[channel] = np.multiply(steps, _STEP, dtype=np.float32)
+                self._keep(Path(path), plane)
+            scene._planes[channel] = np.frombuffer(plane, np.int16).reshape(height, width)
         return scene
 
     @staticmethod
@@ -83,7 +80,7 @@ class PlaneCache:
     def _encode(plane: np.ndarray, channel: str) -> bytes:
         if not np.abs(plane).max() <= 1:
             raise ValueError(f"channel {channel!r} cannot be cached: its values must lie in [-1, 1]")
-        return np.rint(plane / _STEP).astype(np.int16).tobytes()
+        return np.rint(plane / STEP).astype(np.int16).tobytes()
 
     @staticmethod
     def _keep(path: Path, plane: bytes) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene import RADIOMAPSEER_RASTER_OFFSET, GainScale, RadioMap, Scene
+from ..scene import RADIOMAPSEER_RASTER_OFFSET, RadioMap, Scene
 from .measurements import PLACES, measurement_places, take
 from .plane_cache import PlaneCache
 from .radiomapseer_files import LAYOUTS, RadioMapSeerFolder
@@ -26,7 +26,6 @@ from .splits import choose_maps, split_maps
 
 logger = logging.getLogger(__name__)
 
-_DB = GainScale.RADIOMAPSEER.to_db(np.arange(256))
 MOST_MISSING = 4
 MISSING_VERSIONS = 6
 
@@ -162,9 +161,7 @@ class RadioMapSeer:
             raise ValueError(
                 f"map {map_id}_{tx_id} of {self.folder.root} is {w} x {h} pixels, its buildings are {width} x {height}"
             )
-        # 8-bit levels through a table: a third of the time that the arithmetic takes
-        gain_db = np.take(_DB, gray) if gray.dtype == np.uint8 else GainScale.RADIOMAPSEER.to_db(gray)
-        radio_map = RadioMap(gain_db, metres_per_pixel=scene.metres_per_pixel)
+        radio_map = RadioMap.from_gray(gray, metres_per_pixel=scene.metres_per_pixel)
         if self.measurements:
             rows, columns = self._measured_places(map_id, scene)
             count = int(rng.integers(self.num_measurements[0], self.num_measurements[1] + 1))
@@ -202,9 +199,9 @@ class RadioMapSeer:
                 order = np.random.default_rng([self.seed, map_id]).permutation(len(rows))
                 self._places[map_id] = rows[order], columns[order]
             else:
-                # of the complete buildings, so that the same places are measured whichever building is missing
+                # of the complete buildings in one layout, so that the same places are measured whatever was drawn
                 full = scene
-                if self.missing:
+                if self.missing or self.layout == "mixed":
                     full = read_scene(self.folder, map_id, layout="png" if self.layout == "png" else "polygon")
                 outlines = full.polygons
                 if outlines is None and (self.folder.root / f"polygon/buildings_complete/{map_id}.json").is_file():

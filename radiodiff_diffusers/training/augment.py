@@ -1,7 +1,8 @@
 """Augmentation of a scene and its map together: the eight symmetries of the square, and crops.
 
 Everything a scene knows goes along: planes, transmitter, polygons, and which way the antenna looks. Its channels are
-made from the changed scene, so that ray channels are right by construction.
+made from the changed scene, so that ray channels are right by construction; those that a cache has read are turned as
+they are, which takes a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import numpy as np
 from ..scene import RadioMap, Scene
 
 SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+# Channels that a cache may have read and that turn like a picture.
+TURNED_AS_READ = frozenset(
+    ("visibility", "obstruction", "log_distance", "free_space", "detour_loss", "detour_turn", "distance", "wall_loss")
+)
 _PLANES = ("buildings", "cars", "reflectance", "transmittance", "measurements", "k2")
 
 
@@ -49,6 +54,11 @@ def turn_scene(scene: Scene, turns: int, flip: bool) -> Scene:
     polygons = scene.polygons and tuple(
         tuple(_turn_points(ring, scene.shape, turns, flip) for ring in polygon) for polygon in scene.polygons
     )
+    read = {
+        name: turn_plane(plane, turns, flip)
+        for name, plane in scene._planes.items()
+        if name in TURNED_AS_READ and plane.dtype == np.int16
+    }
     azimuth, pattern = turn_antenna(scene.azimuth, scene.antenna_pattern, turns, flip)
     return replace(
         scene,
@@ -57,8 +67,9 @@ def turn_scene(scene: Scene, turns: int, flip: bool) -> Scene:
         polygons=polygons,
         azimuth=azimuth,
         antenna_pattern=pattern,
+        raster_offset=_turn_vector(scene.raster_offset, turns, flip),
         _cut_from=None,
-        _planes={},
+        _planes=read,
     )
 
 
@@ -161,3 +172,12 @@ def _turn_points(points: np.ndarray, shape: tuple[int, int], turns: int, flip: b
         x, y = y, width - 1 - x  # a quarter turn counter-clockwise: column c becomes row width - 1 - c
         width, height = height, width
     return np.stack([x, y], axis=1)
+
+
+def _turn_vector(vector: tuple[float, float], turns: int, flip: bool) -> tuple[float, float]:
+    x, y = vector
+    if flip:
+        x = -x
+    for _ in range(turns % 4):
+        x, y = y, -x
+    return x, y

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..channels import write_planes
 from ..scene import RadioMap, Scene
 from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
 from .config import DataConfig
@@ -64,13 +65,13 @@ def make_samples(config: DataConfig, accelerator, seed: int) -> tuple[Samples, S
 
 def make_planes(scene: Scene, radio_map: RadioMap, names: list[str]) -> np.ndarray:
     """(C, H, W) planes by name: `map`, or channels of the scene."""
-    planes = []
-    for name in names:
+    planes = np.empty((len(names), *scene.shape), np.float32)
+    for plane, name in zip(planes, names, strict=True):
         if name == "map":
-            planes.append(radio_map.scale.to_unit(radio_map.gain_db))
+            radio_map.scale.to_unit(radio_map.gain_db, out=plane)
         else:
-            planes.append(scene.plane(name))
-    return np.stack(planes).astype(np.float32)
+            write_planes(scene, [name], plane[None])
+    return planes
 
 
 class Samples(Dataset):
