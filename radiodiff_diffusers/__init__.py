@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 # The folder of the model that ships with the package.
 DEFAULT_MODEL = str(Path(__file__).parent / "default_model")
+# A LoRA adapter for it: maps as a ray tracer makes them, `pipe.load_lora_weights(RAY_TRACED_ADAPTER)`.
+RAY_TRACED_ADAPTER = str(Path(__file__).parent / "ray_traced_adapter")
 
 _HOMES = {
     "Scene": ".scene",
@@ -40,7 +42,7 @@ _HOMES = {
     "SchedulerMixin": "diffusers",
 }
 
-__all__ = ["DEFAULT_MODEL", *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"})]
+__all__ = ["DEFAULT_MODEL", "RAY_TRACED_ADAPTER", *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"})]
 
 
 def __getattr__(name: str) -> Any:

@@ -139,6 +139,13 @@ def check_source(where) -> None:
         )
 
 
+def find_adapter(name: str) -> str:
+    """The folder or Hub id that a command line means: `ray_traced` is the adapter in the package."""
+    from . import RAY_TRACED_ADAPTER
+
+    return RAY_TRACED_ADAPTER if name == "ray_traced" else name
+
+
 def adapter_of(model, module_name: str, adapter_name: str = "default") -> dict:
     """An adapter as arguments of `save_lora_weights`: `Pipe.save_lora_weights(folder, **adapter_of(unet, "unet"))`."""
     from peft import get_peft_model_state_dict

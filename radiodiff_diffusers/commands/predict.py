@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tx", required=True, metavar="X,Y", help="the transmitter, in pixels")
     parser.add_argument("-o", "--output", default="map.png", help="file to write (default map.png)")
     parser.add_argument("--model", help="folder or Hub id; the model in the package where left out")
-    parser.add_argument("--adapter", help="folder or Hub id of a LoRA adapter to put on the model")
+    parser.add_argument(
+        "--adapter", help="LoRA adapter to put on the model: folder, Hub id, or ray_traced, the one in the package"
+    )
     parser.add_argument("--cars", help="picture of the cars, for models that see them")
     parser.add_argument("--metres-per-pixel", type=float, default=1.0)
     parser.add_argument(
@@ -46,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from .. import DEFAULT_MODEL, RadioDiffPipeline
+    from ..lora import find_adapter
     from . import choose_device
 
     device = choose_device(args.device)
     pipe = RadioDiffPipeline.from_pretrained(args.model or DEFAULT_MODEL, dtype=getattr(torch, args.dtype)).to(device)
     if args.adapter:
-        pipe.load_lora_weights(args.adapter)
+        pipe.load_lora_weights(find_adapter(args.adapter))
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": args.steps, "num_maps": args.num_maps, "tile_size": args.tile_size}
     if args.truth:

@@ -11,7 +11,8 @@
 | `trend_kriging` | kriging of what the log-distance fit leaves |
 | `dominant_path` | the dominant-path engine; `dominant_path:corner_loss=3,shadow_exponent=3` changes its constants |
 | `ray_tracing` | the Sionna RT engine; options likewise |
-| `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out); `default+ADAPTER` |
+| `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
+| `default+ray_traced` | with the adapter in the package; any other by its folder or Hub id |
 | `model:FOLDER@1,2,5` | any RadioDiff folder or Hub id; `model:FOLDER+ADAPTER@1` puts a LoRA adapter on it |
 | `unet:FOLDER` | a plain U-Net regression (`evaluation.plain_unet`) |
 
@@ -399,10 +400,11 @@ def _load_model(folder, adapter, steps, num_maps, seed, device, dtype) -> Predic
     import torch
 
     from .. import RadioDiffPipeline
+    from ..lora import find_adapter
 
     pipe = RadioDiffPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(_device(device))
     if adapter:
-        pipe.load_lora_weights(adapter)
+        pipe.load_lora_weights(find_adapter(adapter))
     pipe.set_progress_bar_config(disable=True)
 
     def predict(scenes: list[Scene]) -> list[RadioMap]:
