@@ -40,20 +40,21 @@ HELD_OUT_MADE_UP = 40  # the last made-up cities choose nothing and teach nothin
 # Data: every scene's channels and map, once, in flat files that are mapped into memory -------------------------------
 
 
-def list_maps(folder: Path) -> list[tuple[str, int, int]]:
-    names = sorted((p.stem for p in (folder / "gain/DPM").glob("*.png")), key=lambda s: tuple(map(int, s.split("_"))))
-    return [(str(folder), *map(int, name.split("_"))) for name in names]
+def list_maps(folder: Path, simulation: str) -> list[tuple[str, str, int, int]]:
+    files = (folder / "gain" / simulation).glob("*.png")
+    names = sorted((p.stem for p in files), key=lambda s: tuple(map(int, s.split("_"))))
+    return [(str(folder), simulation, *map(int, name.split("_"))) for name in names]
 
 
-def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compute(job: tuple[str, str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
 
     A third of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), a
     third by their outlines, and a third as a mask at the pixels' centres.
     """
-    folder, map_id, tx_id = job
+    folder, simulation, map_id, tx_id = job
     root = Path(folder)
-    gray = read_image(root / f"gain/DPM/{map_id}_{tx_id}.png")
+    gray = read_image(root / f"gain/{simulation}/{map_id}_{tx_id}.png")
     x, y = json.loads((root / f"antenna/{map_id}.json").read_text())[tx_id]
     transmitter = (x, len(gray) - 1 - y)
     view = (map_id + tx_id) % 3
@@ -67,11 +68,11 @@ def compute(job: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return condition_planes(scene, CHANNELS).astype(np.float16), gray, scene.buildings
 
 
-def prepare(folders: list[Path], workers: int) -> None:
+def prepare(folders: list[Path], workers: int, simulation: str) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     for folder in folders:
-        jobs = list_maps(folder)
-        size = read_image(Path(folder) / "gain/DPM/0_0.png").shape
+        jobs = list_maps(folder, simulation)
+        size = read_image(folder / f"gain/{simulation}/0_0.png").shape
         planes = np.lib.format.open_memmap(
             CACHE / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(CHANNELS), *size)
         )
@@ -79,7 +80,8 @@ def prepare(folders: list[Path], workers: int) -> None:
         free = np.lib.format.open_memmap(CACHE / f"{folder.name}_free.npy", "w+", np.bool_, (len(jobs), *size))
         with ProcessPoolExecutor(workers) as pool:
             for i, (plane, gray, mask) in enumerate(pool.map(compute, jobs, chunksize=16)):
-                planes[i], maps[i], free[i] = plane, gray, (gray > 0) & ~mask
+                # a dominant path reaches every free pixel, rays do not: no signal is then what is to be known
+                planes[i], maps[i], free[i] = plane, gray, ~mask & ((gray > 0) | (simulation != "DPM"))
         (CACHE / f"{folder.name}.json").write_text(json.dumps(jobs))
         print(f"{folder}: {len(jobs)} maps", flush=True)
 
@@ -343,6 +345,7 @@ def main() -> None:
     command = commands.add_parser("prepare")
     command.add_argument("--data", type=Path, nargs="+", required=True)
     command.add_argument("--workers", type=int, default=os.cpu_count())
+    command.add_argument("--simulation", default="DPM", help="folder under gain/")
     command = commands.add_parser("train")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
@@ -368,7 +371,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=1)
     args = parser.parse_args()
     if args.command == "prepare":
-        prepare(args.data, args.workers)
+        prepare(args.data, args.workers, args.simulation)
     elif args.command == "train":
         train(
             args.out,
