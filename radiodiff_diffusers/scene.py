@@ -29,6 +29,17 @@ POSITIVE_NUMBERS = (
     "building_height",
     "car_height",
 )
+# What of a scene lies at certain pixels: a crop has its own.
+DRAWN_FIELDS = {
+    "buildings",
+    "transmitter",
+    "cars",
+    "reflectance",
+    "transmittance",
+    "measurements",
+    "k2",
+    "polygons",
+}
 MAP_ENDINGS = (".png", ".npz", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 # Real data sets draw walls about a pixel thicker than they are, and so put some transmitters inside them.
@@ -88,7 +99,9 @@ class Scene:
 
     Args:
         buildings (array, PIL image or path): where buildings are: a boolean array, or a picture with bright buildings
-            on dark ground.
+            on dark ground. Of numbers up to 1, those above 0.5 are buildings; of gray levels up to 255, those above
+            127. Any other two values will do, such as 0 and 65535 or -1 and 1: the higher one, which must be above 0,
+            is building. What is none of these (heights, labels) is refused: hand in `heights > 0`.
         transmitter (`(x, y)`, *optional*): its place in pixels. At most 2 pixels inside a wall is taken as drawing
             error.
         cars (array, PIL image or path, *optional*): like `buildings`.
@@ -203,10 +216,26 @@ class Scene:
         )
 
     def replace(self, **changes: Any) -> Scene:
-        """A copy with some fields changed; it is checked anew, and is no longer a crop of anything."""
+        """A copy with some fields changed, checked anew.
+
+        Of a crop, numbers and the antenna change for the whole it was cut from as well, so that its ray channels still
+        see what stands outside. A crop with another plane, outline or transmitter is a scene of its own.
+        """
         unknown = sorted(set(changes) - {f.name for f in fields(self) if not f.name.startswith("_")})
         if unknown:
             raise ValueError(f"a Scene has no field {unknown[0]!r}")
+        if self._cut_from is None:
+            return replace(self, **{"_planes": {}, **changes})
+        drawn = sorted(DRAWN_FIELDS & set(changes))
+        if not drawn:
+            whole, x, y = self._cut_from
+            return replace(self, **changes, _cut_from=(whole.replace(**changes), x, y), _planes={})
+        if self.transmitter is not None and self.transmitter_pixel is None and "transmitter" not in changes:
+            x, y = self.transmitter
+            raise ValueError(
+                f"a crop with other {drawn[0]} is a scene of its own, but its transmitter ({x:g}, {y:g}) lies outside "
+                "of it: change the whole scene and crop that, or give transmitter=(x, y) or None as well"
+            )
         return replace(self, **{"_cut_from": None, "_planes": {}, **changes})
 
     # What it knows -------------------------------------------------------------------------------------------------
@@ -402,14 +431,24 @@ def read_image(source: str | Path | Image.Image) -> np.ndarray:
 
 
 def _as_mask(value: Any, name: str) -> np.ndarray:
-    """Boolean plane from an array (bool, 0/1, 0..255), an image or a path."""
+    """Boolean plane from an array, an image or a path; `Scene` says which values are what."""
     plane = _as_array(value, name)
     if plane.dtype == bool:
         return plane
     if plane.size == 0:
         raise ValueError(f"{name} is empty")
-    top = 1.0 if plane.max() <= 1 else 255.0
-    return plane > top / 2
+    low, top = float(plane.min()), float(plane.max())
+    if 0 <= low and top <= 1:
+        return plane > 0.5
+    if 0 <= low and 127 < top <= 255:
+        return plane > 127
+    mask = plane == top
+    if low <= 0 < top and (mask | (plane == low)).all():
+        return mask
+    raise ValueError(
+        f"{name} holds values from {low:g} to {top:g}: it takes booleans, 0..1, gray levels 0..255 (above 127 is "
+        f"covered) or any two values; of heights or labels hand in {name} > 0"
+    )
 
 
 def _as_plane(value: Any, name: str, allow_nan: bool = False) -> np.ndarray:

@@ -27,6 +27,39 @@ def test_buildings_may_be_an_array_an_image_or_a_path(tmp_path):
         assert np.array_equal(Scene(given_as).buildings, mask)
 
 
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (lambda m: m.astype(np.int64), None),
+        (lambda m: np.where(m, 0.51, 0.5), None),
+        (lambda m: np.where(m, 128, 127).astype(np.uint8), None),
+        (lambda m: np.where(m, 255.0, np.arange(60) % 128), None),  # a smooth picture's dark grays are ground
+        (lambda m: np.where(m, 128, 0).astype(np.uint8), None),
+        (lambda m: np.where(m, 29, 0).astype(np.uint8), None),  # blue on black, say
+        (lambda m: np.where(m, 65535, 0).astype(np.uint16), None),
+        (lambda m: np.where(m, 1, -1), None),
+        (lambda m: np.where(m, 20.0, 0.0), None),  # all of one height
+        (lambda m: m * 0, "none"),
+        (lambda m: m * 0 + 255, "all"),
+        (lambda m: np.where(m, 20.0, np.arange(60) % 2), "from 0 to 20"),
+        (lambda m: np.where(m, 2, np.arange(60) % 2), "from 0 to 2"),
+        (lambda m: np.where(m, 900.0, np.arange(60) % 2), "from 0 to 900"),
+        (lambda m: np.where(m, 1.0, np.arange(60) % 2 - 1.0), "from -1 to 1"),
+        (lambda m: -m.astype(int), "from -1 to 0"),
+        (lambda m: m * 0 + 100, "from 100 to 100"),
+    ],
+)
+@pytest.mark.parametrize("name", ["buildings", "cars"])
+def test_values_of_masks_are_understood_or_refused(made, expected, name):
+    planes = {"buildings": field()} | {name: made(field())}
+    if expected in (None, "none", "all"):
+        mask = {None: field(), "none": field() & False, "all": field() | True}[expected]
+        assert np.array_equal(getattr(Scene(**planes), name), mask)
+    else:
+        with pytest.raises(ValueError, match=f"{name} holds values {expected}: it takes.*{name} > 0"):
+            Scene(**planes)
+
+
 def test_a_scene_without_buildings_is_a_field():
     scene = Scene(np.zeros((16, 16)), transmitter=(3, 4))
     assert not scene.buildings.any() and scene.transmitter_pixel == (4, 3)
@@ -105,6 +138,28 @@ def test_a_crop_keeps_its_transmitter():
     assert np.array_equal(again.buildings, scene.buildings[8:18, 22:32])
     with pytest.raises(ValueError, match="does not lie inside"):
         scene.crop(50, 0, 20, 10)
+
+
+def test_a_crop_with_other_numbers_stays_a_crop():
+    scene = Scene(field(), transmitter=(5, 30), antenna_pattern=-np.abs(np.arange(360.0) - 180))
+    part = scene.crop(20, 5, 30, 20)
+    turned = part.replace(azimuth=90, name="turned")
+    assert (turned.azimuth, turned.name, part.azimuth) == (90, "turned", 0) and turned.transmitter == (-15, 25)
+    whole = scene.replace(azimuth=90)
+    for channel in ("antenna_gain", "obstruction"):
+        assert np.array_equal(turned.plane(channel), whole.plane(channel)[5:25, 20:50])
+    assert not np.array_equal(turned.plane("antenna_gain"), part.plane("antenna_gain"))
+
+
+def test_a_crop_with_other_planes_is_a_scene_of_its_own():
+    scene = Scene(field(), transmitter=(5, 30))
+    part = scene.crop(20, 5, 30, 20)
+    with pytest.raises(ValueError, match=r"other buildings is a scene of its own.*\(-15, 25\) lies outside") as caught:
+        part.replace(buildings=np.zeros((20, 30)))
+    assert "\n" not in str(caught.value)
+    assert part.replace(buildings=np.zeros((20, 30)), transmitter=(3, 3)).plane("visibility").min() == 1
+    assert part.replace(cars=np.zeros((20, 30)), transmitter=None).transmitter is None
+    assert scene.crop(0, 20, 20, 20).replace(polygons=None).transmitter == (5, 10)
 
 
 def test_replace_names_unknown_fields():
