@@ -35,6 +35,7 @@ EXTRAS = {
         "timm>=1.0",
         "lpips>=0.1.4",
         "torchmetrics>=1.6",
+        "psutil>=5.9",
         "tensorboard>=2.18",
         "matplotlib>=3.9",
         "scikit-image>=0.25",

@@ -95,13 +95,13 @@ class Predictor:
 
     def check(self) -> None:
         """A wrong folder is told before the page opens, not to its first visitor."""
-        from .reports.compare import looks_like_hub_id
+        from .hub_names import could_be_on_the_hub
 
         if self.model is None or (Path(self.model) / "model_index.json").is_file():
             return
         if Path(self.model).exists():
             raise ValueError(f"{self.model} is no pipeline: it has no model_index.json")
-        if not looks_like_hub_id(self.model):
+        if not could_be_on_the_hub(self.model):
             raise ValueError(f"{self.model}: no such folder; give a pipeline's folder or a Hub id such as owner/name")
 
     def warm_up(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 
-from .saving import could_be_on_the_hub
+from .hub_names import could_be_on_the_hub
 
 
 class LoraLoaderMixin(LoraBaseMixin):
@@ -133,7 +133,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
 def check_source(where) -> None:
     """Fail in one line where an adapter's name can be neither a file or folder here nor a Hub id."""
-    if isinstance(where, (str, Path)) and not Path(where).exists() and not could_be_on_the_hub(str(where)):
+    if isinstance(where, (str, Path)) and not Path(where).exists() and not could_be_on_the_hub(where):
         raise OSError(
             f"{where}: no such adapter; expected a folder that save_lora_weights wrote, its file, or a Hub id"
         )

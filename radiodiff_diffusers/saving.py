@@ -14,6 +14,8 @@ from diffusers import __version__ as diffusers_version
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
+from .hub_names import could_be_on_the_hub
+
 
 class SavedPipelineMixin:
     """Put before `DiffusionPipeline`; `save_pretrained` and `push_to_hub` then leave a folder fit for publishing."""
@@ -95,10 +97,6 @@ def why_not(where: str, error: Exception, **kwargs) -> str | None:
     if "no file named" in str(error):
         return _what_is_missing(where, folder)
     return None
-
-
-def could_be_on_the_hub(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not name.startswith(".")
 
 
 def _why_not_downloaded(where: str, error: Exception, cached: bool) -> str | None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from radiodiff_diffusers.commands import compare as command
 from radiodiff_diffusers.evaluation.metrics import map_metrics
+from radiodiff_diffusers.hub_names import could_be_on_the_hub
 from radiodiff_diffusers.reports import compare as module
 from radiodiff_diffusers.reports.compare import brightest_point, compare, compare_predictor, pair_by_name, pair_scores
 from radiodiff_diffusers.scene import GainScale, RadioMap
@@ -135,8 +136,8 @@ def test_maps_of_different_sizes_fail_alone(folders):
 def test_a_path_with_a_letter_wrong_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert module.looks_like_hub_id("someone/radio-maps") and not module.looks_like_hub_id("runs/predictoins")
-    assert not any(map(module.looks_like_hub_id, ("maps", "/a/b", "./a", "../a", "a/b/c", "~/a")))
+    assert could_be_on_the_hub("someone/radio-maps.v2") and not could_be_on_the_hub("runs/predictoins")
+    assert not any(map(could_be_on_the_hub, ("maps", "/a/b", "./a", "../a", "a/b/c", "~/a", "a/", "a b/c")))
 
 
 def test_nothing_to_compare_is_one_clear_line(folders, tmp_path):

@@ -39,12 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from ..reports.compare import compare, compare_predictor, is_predictor, looks_like_hub_id
+    from ..hub_names import could_be_on_the_hub
+    from ..reports.compare import compare, compare_predictor, is_predictor
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1; got {args.limit}")
     if is_predictor(args.predictions) or not Path(args.predictions).exists():
-        if not is_predictor(args.predictions) and not looks_like_hub_id(args.predictions):
+        if not is_predictor(args.predictions) and not could_be_on_the_hub(args.predictions):
             raise ValueError(f"{args.predictions}: no such folder, and neither an engine nor a model")
         result = compare_predictor(
             args.predictions,

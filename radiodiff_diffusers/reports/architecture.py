@@ -89,8 +89,8 @@ class ModelInfo:
 def load_model(name: str | None = None) -> Any:
     """A pipeline or a model: a folder, a Hub id, a preset's name (its weights are random), or the default model."""
     from .. import DEFAULT_MODEL
+    from ..hub_names import could_be_on_the_hub
     from ..models.presets import RADIODIFF_AUTOENCODER, RADIODIFF_UNET_PRESETS
-    from .compare import looks_like_hub_id
 
     if name in RADIODIFF_UNET_PRESETS:
         from diffusers import AutoencoderKL
@@ -106,7 +106,7 @@ def load_model(name: str | None = None) -> Any:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name} is no model: it has neither model_index.json nor config.json")
         return _load_single(folder)
-    if not folder.is_dir() and not looks_like_hub_id(name):
+    if not folder.is_dir() and not could_be_on_the_hub(name):
         known = ", ".join(RADIODIFF_UNET_PRESETS)
         raise ValueError(f"{name}: no such folder; give a model's folder, a Hub id, or one of the presets {known}")
     from diffusers import DiffusionPipeline

@@ -232,12 +232,6 @@ def _scale(name: str) -> GainScale:
 # A predictor in place of a folder ------------------------------------------------------------------------------------
 
 
-def looks_like_hub_id(name: str | Path) -> bool:
-    """owner/name, and no path on this machine with a letter wrong: then its parent folder would be there."""
-    parts = str(name).split("/")
-    return len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~")) and not Path(parts[0]).exists()
-
-
 def is_predictor(name: str | Path) -> bool:
     """An engine's name, or a pipeline's folder."""
     return str(name) in ENGINES or (Path(name) / "model_index.json").is_file()
