@@ -32,6 +32,10 @@ class SavedPipelineMixin:
                 raise
             raise OSError(reason) from error
 
+    def to(self, *args, **kwargs):
+        """As diffusers'; float16 does run on a CPU, so it is not warned against."""
+        return super().to(*args, **{"silence_dtype_warnings": True, **kwargs})
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As diffusers', and the model card is ours."""
         super().save_pretrained(os.fspath(save_directory), *args, **kwargs)

@@ -1,8 +1,11 @@
 """RadioDiffPipeline on a model of milliseconds: any size, any batch, tiles, seeds, saving, and errors in one line."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel, Scene
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
@@ -259,6 +262,28 @@ def test_saved_and_loaded_it_gives_the_same(pipe, tmp_path):
     assert np.allclose(gains(loaded(scene_of(), generator=1))[0], gains(pipe(scene_of(), generator=1))[0], atol=1e-3)
     half = RadioDiffPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.bfloat16)
     assert half.unet.dtype == torch.bfloat16
+    assert np.isfinite(gains(half(scene_of(), generator=1))[0]).all()
+
+
+def test_casts_that_are_right_are_not_warned_against():
+    """diffusers warns at every cast that a model would lose precision, and of float16 that a CPU cannot run it."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("diffusers").addHandler(handler)
+    try:
+        small = {"block_out_channels": [8], "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+        half = make_pipeline().to(torch.float16).to("cpu")
+        half.vae = AutoencoderKL(**small).to(torch.float16)
+        half.unet.to(dtype=torch.bfloat16)
+        assert said == []
+        other = type("Other", (AutoencoderKL,), {"_keep_in_fp32_modules": ["encoder"]})
+        other(**small).to(torch.float16)
+        assert len(said) == 1 and "Other that should be kept in float32" in said[0]  # where it is true it is said
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
+    half = make_pipeline().to(torch.float16)
+    assert {p.dtype for p in half.unet.parameters()} == {torch.float16}
     assert np.isfinite(gains(half(scene_of(), generator=1))[0]).all()
 
 

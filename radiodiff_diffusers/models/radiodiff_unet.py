@@ -1,5 +1,6 @@
 """RadioDiff's U-Net: from a noisy sample, a time and a condition to drift and noise."""
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -426,6 +427,18 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """diffusers warns at every cast of any model that `to` would not spare the modules to be kept in float32: also of
+    models that have none, and of this one, which spares them (`_apply`)."""
+    text = record.getMessage()
+    return "should be kept in float32" not in text or not (
+        "float32: []" in text or RadioDiffUNet2DModel.__name__ in text
+    )
+
+
+logging.getLogger(ModelMixin.__module__).addFilter(_is_worth_saying)
 
 
 def _but_to_bfloat16(fn):
