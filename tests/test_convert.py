@@ -318,12 +318,36 @@ data:
 """
 
 
-def test_k2_models_of_the_original_see_another_range(tmp_path, caplog):
-    for name, warned in (("DPMCAR", False), ("DPMK", True), ("DPMCARK", True)):
-        caplog.clear()
+@torch.no_grad()
+def test_k2_models_of_the_original_are_fed_the_range_they_were_trained_with(tmp_path, unet_tensors, vae_tensors):
+    """Its k2 loaders give gray levels 0..255 to Normalize(0.5, 0.5), and k2 as 0..1: -1..509 and -1..1."""
+    torch.save({f"model.{n}": t for n, t in unet_tensors.items()}, tmp_path / "unet.pt")
+    torch.save(vae_tensors, tmp_path / "vae.pt")
+    files = {"path": tmp_path / "unet.pt", "vae": tmp_path / "vae.pt"}
+    loaded = {}
+    for name in ("DPMCAR", "DPMK"):
         (tmp_path / "sample.yaml").write_text(YAML.replace("DPMCAR", name))
-        assert ("k2" in read_original_config(tmp_path / "sample.yaml").condition_channels) is warned
-        assert ("-1 .. 509" in caplog.text) is warned
+        pipe = convert.pipeline_from_original(**files, config=tmp_path / "sample.yaml")
+        pipe.save_pretrained(tmp_path / name)
+        loaded[name] = RadioDiffUNet2DModel.from_pretrained(tmp_path / name, subfolder="unet")
+    assert loaded["DPMCAR"].config.condition_ranges is None
+    assert loaded["DPMK"].config.condition_ranges == [[-1, 509], [-1, 509], [-1, 1]]
+    named = convert.pipeline_from_original(**files, condition_channels=["buildings", "transmitter", "k2"])
+    assert named.unet.config.condition_ranges == loaded["DPMK"].config.condition_ranges
+
+    gray = torch.randint(0, 256, (1, 2, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+    k2 = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    theirs = (torch.cat([gray, k2], 1) - 0.5) / 0.5
+    ours = torch.cat([gray / 255, k2], 1) * 2 - 1
+    for unranged, ranged in zip(
+        loaded["DPMCAR"].encode_condition(theirs), loaded["DPMK"].encode_condition(ours), strict=True
+    ):
+        torch.testing.assert_close(ranged, unranged, atol=1e-3, rtol=1e-3)
+    unstretched = loaded["DPMCAR"].encode_condition(ours)[0]
+    assert not torch.allclose(loaded["DPMK"].encode_condition(ours)[0], unstretched, atol=1e-2)
+    for wrong in ([[-1, 1]], [[-1, 1], [1, -1], [0, 1]], [[0, 1, 2]] * 3):
+        with pytest.raises(ValueError, match="condition_ranges needs"):
+            small_unet(condition_ranges=wrong)
 
 
 def test_original_yaml_files(tmp_path, unet_tensors, vae_tensors):

@@ -120,7 +120,8 @@ def unet_from_original(state_dict: Mapping[str, Any], condition_channels: list[s
             training checkpoint, of which the averaged weights are taken.
         condition_channels: Names of the condition's planes, `["buildings", "transmitter", "buildings"]` by default.
             As many names as the original's `init_conv_carK` has inputs (five) switch that convolution on.
-        config: Further arguments of the model that no shape shows: `window_sizes`, `fourier_scale`.
+        config: Further arguments of the model that no shape shows: `window_sizes`, `fourier_scale`,
+            `condition_ranges`.
 
     Every size is read from the shapes. An entry that is unknown or missing is named in a `ValueError`.
     """
@@ -342,11 +343,12 @@ def pipeline_from_original(
         use_ema: Take the averaged weights where there are any, or the trained ones.
         vae: The autoencoder's own file, when `path` holds the U-Net alone.
         config: The original's YAML file, for what the weights do not show (see [`read_original_config`]).
-        condition_channels: Names of the condition's planes; by default the YAML file's, or the usual three.
+        condition_channels: Names of the condition's planes; by default the YAML file's, or the usual three. Where `k2`
+            is among them, the model's `condition_ranges` are those of the original's k2 data sets.
     """
     from ..pipelines import RadioDiffPipeline
     from ..schedulers import ConstSDEScheduler
-    from .radiodiff_config import read_original_config
+    from .radiodiff_config import original_ranges, read_original_config
 
     settings = read_original_config(config) if config is not None else None
     parts = read_original(path, use_ema)
@@ -363,6 +365,7 @@ def pipeline_from_original(
         condition_channels = condition_channels or settings.condition_channels
         scaling_factor = settings.scaling_factor if scaling_factor is None else scaling_factor
         settings.check(read_unet_config(parts.unet))
+    unet_settings = unet_settings | {"condition_ranges": original_ranges(condition_channels or [])}
     pipe = RadioDiffPipeline(
         unet=unet_from_original(parts.unet, condition_channels, **unet_settings),
         scheduler=ConstSDEScheduler(**scheduler_settings),

@@ -19,6 +19,14 @@ _DATA_CHANNELS = {
 }
 
 
+def original_ranges(channels: list[str]) -> list[list[float]] | None:
+    """The range of each plane in training: with k2 among them the original does not scale the others' gray levels,
+    which so run from -1 to 509. `None` where all run from -1 to 1."""
+    if "k2" not in channels:
+        return None
+    return [[-1.0, 1.0] if name == "k2" else [-1.0, 509.0] for name in channels]
+
+
 @dataclass
 class OriginalConfig:
     """Settings of an original YAML file, as arguments of our classes."""
@@ -73,12 +81,6 @@ def read_original_config(path: str | Path) -> OriginalConfig:
     )
     if unet.get("DPMCARK"):
         settings.condition_channels = _DATA_CHANNELS["DPMCARK"]
-    if "k2" in (settings.condition_channels or []):
-        logger.warning(
-            "%s: the original feeds buildings and transmitter as -1 .. 509 to its k2 models, a Scene gives -1 .. 1: "
-            "weights trained there need ready condition tensors in that range",
-            path,
-        )
     windows = [unet.get("window_sizes1"), unet.get("window_sizes2")]
     if windows[0] is not None:
         if windows[1] not in (None, windows[0]) or any(window[0] != window[1] for window in windows[0]):

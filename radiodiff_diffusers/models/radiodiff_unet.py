@@ -167,6 +167,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             Channels of the sample.
         condition_channels (`list[str]`, defaults to `["buildings", "transmitter", "buildings"]`):
             Names of the condition's planes, in order. A name may come twice.
+        condition_ranges (`list[[float, float]]`, *optional*):
+            What -1 and 1 of each plane become before the network sees them: for weights that were trained with planes
+            in another range, such as RadioDiff's k2 models.
         condition_encoder (`str`, defaults to `"swin"`):
             `"swin"`, `"resnet"`, `"effnet"`, `"vgg"`, or the light `"conv"`.
         condition_encoder_config (`dict`, *optional*):
@@ -236,6 +239,7 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         patch_size: int = 1,
         detail_width: int = 0,
         error_map: bool = False,
+        condition_ranges: list[list[float]] | None = None,
     ):
         super().__init__()
         _check_config(self.config)
@@ -299,6 +303,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"condition has shape {tuple(condition.shape)}; this model takes (batch, {planes}, height, width), the"
                 f" planes being {', '.join(self.config.condition_channels)}."
             )
+        if self.config.condition_ranges is not None:
+            low, high = condition.new_tensor(self.config.condition_ranges).T[..., None, None]
+            condition = low + (condition + 1) / 2 * (high - low)
         condition = condition.to(self.conv_in.weight.dtype)
         if self.adapter is not None:
             condition = self.adapter(condition)
@@ -470,6 +477,9 @@ def _check_config(config):
     names = config.condition_channels
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"condition_channels must be a list of channel names, got {names!r}.")
+    ranges = config.condition_ranges
+    if ranges is not None and (len(ranges) != len(names) or not all(len(r) == 2 and r[0] < r[1] for r in ranges)):
+        raise ValueError(f"condition_ranges needs [low, high] for each of {', '.join(names)}, got {ranges}.")
     if config.condition_encoder not in CONDITION_ENCODERS:
         known = ", ".join(CONDITION_ENCODERS)
         raise ValueError(f"condition_encoder is {config.condition_encoder!r}; choose one of {known}.")
