@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from radiodiff_diffusers import convert
 from radiodiff_diffusers.models import RADIODIFF_UNET_PRESETS, ConditionFeatures, RadioDiffUNet2DModel
 from radiodiff_diffusers.models.condition_encoder import CONDITION_ENCODERS, WindowAttention, make_condition_encoder
-from radiodiff_diffusers.models.radiodiff_blocks import FourierFilter, StandardizedConv2d
+from radiodiff_diffusers.models.radiodiff_blocks import FourierFilter, Recomputing, StandardizedConv2d
 from radiodiff_diffusers.schedulers import ConstSDEScheduler
 
 TEST = RADIODIFF_UNET_PRESETS["test"]
@@ -237,6 +237,25 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+def test_what_is_made_anew_in_the_backward_pass_is_the_same(monkeypatch):
+    config = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "stochastic_depth_prob": 0.0}
+    gradients, kept = [], []
+    for worth_while in (10**9, 0):
+        monkeypatch.setattr(Recomputing, "worth_while", worth_while)
+        unet = make(condition_encoder="swin", condition_encoder_config=config, relation_dropout=0.0).train()
+        sample, t, condition = inputs(unet, 64, 64, batch=2)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            loss = unet(sample, t, condition).sample.square().mean()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append([p.grad for p in unet.parameters()])
+    assert kept[1] < 0.7 * kept[0]  # beside the inputs of what is made anew
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
 def test_training_reaches_every_parameter_of_the_original_network():
     config = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "stochastic_depth_prob": 0.0}
     unet = make(condition_encoder="swin", condition_encoder_config=config, relation_norm="batch").train()
@@ -246,7 +265,7 @@ def test_training_reaches_every_parameter_of_the_original_network():
 
 
 @torch.no_grad()
-def test_folded_kernels_follow_every_change_of_the_weight():
+def test_standardised_kernels_follow_every_change_of_the_weight():
     conv, x = StandardizedConv2d(4, 4, 3, padding=1).eval(), draw(1, 1, 4, 8, 8)
 
     def fresh():
@@ -259,8 +278,7 @@ def test_folded_kernels_follow_every_change_of_the_weight():
         lambda: setattr(conv, "weight", torch.nn.Parameter(torch.randn(4, 4, 3, 3))),
     ]
     torch.testing.assert_close(conv(x), fresh())
-    kept = conv.standardized_weight(torch.float32)
-    assert conv.standardized_weight(torch.float32) is kept  # folded once
+    assert conv._statistics() is conv._statistics()  # computed once
     for change in changes:
         change()
         torch.testing.assert_close(conv(x), fresh())
@@ -268,7 +286,7 @@ def test_folded_kernels_follow_every_change_of_the_weight():
     assert conv(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_folding_never_cuts_gradients():
+def test_kept_statistics_never_cut_gradients():
     unet = make()
     sample, t, condition = inputs(unet)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .radiodiff_blocks import attend
+from .radiodiff_blocks import Recomputing, attend
 
 
 class ConditionFeatures(list):
@@ -54,7 +54,7 @@ def _map_tensors(function, value):
     return value
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Recomputing):
     """
     Self-attention within shifted windows (Swin Transformer, arXiv:2103.14030). The parameters are torchvision's
     `ShiftedWindowAttention`'s; the attention itself is one call of PyTorch's fused kernel.
@@ -83,13 +83,17 @@ class WindowAttention(nn.Module):
         rows, columns = padded_h // window_h, padded_w // window_w
         x = x.view(batch, rows, window_h, columns, window_w, channels).transpose(2, 3)
         x = x.reshape(batch * rows * columns, window_h * window_w, channels)
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = self._position_bias().to(query.dtype)
-        if shift_h or shift_w:
-            mask = self._shift_mask(rows, columns, shift_h, shift_w, x.device).to(query.dtype)
-            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
-        x = attend(query, key, value, bias, scale=query.shape[-1] ** -0.5)
-        x = self.proj(x.transpose(1, 2).flatten(2))
+
+        def attend_within(qkv):
+            query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            bias = self._position_bias().to(query.dtype)
+            if shift_h or shift_w:
+                mask = self._shift_mask(rows, columns, shift_h, shift_w, x.device).to(query.dtype)
+                bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
+            return attend(query, key, value, bias, scale=query.shape[-1] ** -0.5)
+
+        attended = self.recompute(attend_within, self.qkv(x), size=3 * x.numel())
+        x = self.proj(attended.transpose(1, 2).flatten(2))
 
         x = x.view(batch, rows, columns, window_h, window_w, channels).transpose(2, 3)
         x = x.reshape(batch, padded_h, padded_w, channels)
@@ -124,6 +128,13 @@ class WindowAttention(nn.Module):
         return (region[:, :, None] != region[:, None, :]) * -100.0
 
 
+class RecomputedMLP(nn.Sequential, Recomputing):
+    """Linear layers, the first of which widens; what is wide between them is not kept for the backward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.recompute(super().forward, x, size=4 * x.numel())
+
+
 class SwinConditionEncoder(nn.Module):
     """A Swin Transformer without classification head; the features are taken after each of its four stages."""
 
@@ -153,6 +164,9 @@ class SwinConditionEncoder(nn.Module):
         if in_channels != 3:
             self.patch_embed[0] = nn.Conv2d(in_channels, embed_dim, kernel_size=4, stride=4)
         self.stages = nn.ModuleList(swin.features[1::2])
+        for stage in self.stages:
+            for block in stage:
+                block.mlp = RecomputedMLP(*block.mlp)
         self.merges = nn.ModuleList(swin.features[2::2])
         self.out_channels = [embed_dim * 2**stage for stage in range(len(depths))]
         self.gradient_checkpointing = False

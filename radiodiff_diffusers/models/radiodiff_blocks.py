@@ -1,11 +1,13 @@
 """The layers of RadioDiff's U-Net: residual blocks, attention, the condition's cross-attention, the Fourier filter."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 
 def attend(query, key, value, mask=None, scale=1.0) -> torch.Tensor:
@@ -22,14 +24,33 @@ def attend(query, key, value, mask=None, scale=1.0) -> torch.Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
 
 
+class Recomputing(nn.Module):
+    """A layer that does not keep for the backward pass what it can cheaply make anew there."""
+
+    gradient_checkpointing = False  # set by diffusers: whole blocks are made anew then
+    worth_while = 2**18  # values; for fewer the bookkeeping costs more
+
+    def recompute(self, function: Callable, *inputs: torch.Tensor, size: int) -> torch.Tensor:
+        """
+        `function(*inputs)`, of which only the inputs are kept. If its last step is a convolution or a product, that
+        runs once all the same, for making anew ends where the last step's inputs are there. `size` is the number of
+        values not kept.
+        """
+        wanted = torch.is_grad_enabled() and size >= self.worth_while and not self.gradient_checkpointing
+        if not wanted or torch.compiler.is_compiling():  # a compiler decides for itself what to keep
+            return function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
 class StandardizedConv2d(nn.Conv2d):
     """
     A convolution whose kernels have mean 0 and variance 1 (weight standardisation, arXiv:1903.10520).
 
-    In eval mode without gradients the standardised kernels are computed once and kept. Any change of the weight, be
-    it by a load, a cast, an optimizer, an EMA swap or a fused LoRA, makes them stale, and the next call notices: it
-    compares the tensor's identity, its version and a sample of its values (the last because `weight.data` can be
-    written without leaving a trace in the version).
+    In eval mode without gradients each kernel's mean and deviation are computed once and kept; to shift and scale by
+    them in every call takes 3 % of a step, while kept kernels would take as much memory as the weights. Any change of
+    the weight, be it by a load, a cast, an optimizer, an EMA swap or a fused LoRA, makes them stale, and the next call
+    notices: it compares the tensor's identity, its version and a sample of its values (the last because `weight.data`
+    can be written without leaving a trace in the version).
 
     A LoRA adapter adds to the output of the standardised kernels; fused into the weight it would be standardised with
     it, which is another function. `RadioDiffUNet2DModel.lora_target_modules` leaves these layers out.
@@ -40,41 +61,30 @@ class StandardizedConv2d(nn.Conv2d):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        return self._conv_forward(hidden_states, self.standardized_weight(dtype), self.bias)
+        return self._conv_forward(hidden_states, self.standardized_weight().to(dtype), self.bias)
 
-    def standardized_weight(self, dtype: torch.dtype) -> torch.Tensor:
+    def standardized_weight(self) -> torch.Tensor:
+        weight = self.weight
         foldable = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if not foldable or self.weight.device.type != "cpu":  # elsewhere comparing would wait for the device
-            self._folded = None
+        if not foldable or weight.device.type != "cpu":  # elsewhere comparing would wait for the device
             # One pass, 15 times as fast as the formula; it differs from it in the last bit.
-            return F.layer_norm(self.weight.float(), self.weight.shape[1:], eps=1e-5).to(dtype)
+            return F.layer_norm(weight.float(), weight.shape[1:], eps=1e-5)
+        # in the published network's order of operations: its trained softmaxes magnify a last bit
+        mean, scale = self._statistics()
+        return (weight - mean).mul_(scale).to(weight.dtype)
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and reciprocal deviation of each kernel, in float32."""
         weight = self.weight
         probe = weight.detach().flatten()[:: max(1, weight.numel() // self._PROBES)]
-        state = (id(weight), weight._version, weight.dtype, dtype)
-        folded = self.__dict__.get("_folded")
-        if folded is None or folded[0] != state or not torch.equal(folded[1], probe):
-            folded = (state, probe.clone(), _as_recorded(weight).to(dtype))
-            self._folded = folded
-        return folded[2]
-
-    def forget_kernels(self) -> None:
-        """Give the memory of the kept kernels back; the next call makes them anew."""
-        self._folded = None
-
-    def train(self, mode: bool = True):
-        self._folded = None
-        return super().train(mode)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_folded": None}  # a copy or a pickle folds for itself
-
-
-def _as_recorded(weight: torch.Tensor) -> torch.Tensor:
-    """Standardised in the published network's order of operations: its trained softmaxes magnify a last bit."""
-    kernels = weight.float()
-    mean = kernels.mean(dim=(1, 2, 3), keepdim=True)
-    variance = kernels.var(dim=(1, 2, 3), correction=0, keepdim=True)
-    return ((kernels - mean) * (variance + 1e-5).rsqrt()).to(weight.dtype)
+        state = (id(weight), weight._version, weight.dtype)
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] != state or not torch.equal(kept[1], probe):
+            kernels = weight.float()
+            mean = kernels.mean(dim=(1, 2, 3), keepdim=True)
+            variance = kernels.var(dim=(1, 2, 3), correction=0, keepdim=True)
+            kept = self._kept = (state, probe.clone(), (mean, (variance + 1e-5).rsqrt()))
+        return kept[2]
 
 
 class ChannelNorm(nn.Module):
@@ -116,7 +126,7 @@ class TimeEmbedding(nn.Module):
         return self
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Recomputing):
     """Two standardised 3 x 3 convolutions; the time embedding scales and shifts between them."""
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int = 8):
@@ -131,13 +141,19 @@ class ResnetBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.time_proj(F.silu(time_embedding))[:, :, None, None].chunk(2, dim=1)
-        x = self.norm1(self.conv1(hidden_states))
-        x = F.silu(x * (scale + 1) + shift)
-        x = F.silu(self.norm2(self.conv2(x)))
-        return x + self.conv_shortcut(hidden_states)
+        size = max(hidden_states.numel(), self.conv2.weight.numel())
+        x = self.recompute(self.conv1, hidden_states, size=size)
+        x = self.recompute(self._second_half, x, scale, shift, size=size)
+        return self.recompute(self._activated, x, size=size) + self.conv_shortcut(hidden_states)
+
+    def _second_half(self, x, scale, shift):
+        return self.conv2(F.silu(self.norm1(x) * (scale + 1) + shift))
+
+    def _activated(self, x):
+        return F.silu(self.norm2(x))
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(Recomputing):
     """Attention whose cost is linear in the number of pixels: softmax over the channels of q, over the pixels of k."""
 
     def __init__(self, channels: int, num_heads: int, head_dim: int):
@@ -148,6 +164,9 @@ class LinearAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Conv2d(num_heads * head_dim, channels, 1), ChannelNorm(channels)])
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.recompute(self._attend, hidden_states, size=5 * hidden_states.numel())
+
+    def _attend(self, hidden_states: torch.Tensor) -> torch.Tensor:
         height, width = hidden_states.shape[-2:]
         qkv = self.to_qkv(self.norm(hidden_states)).flatten(2)
         query, key, value = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
@@ -158,7 +177,7 @@ class LinearAttention(nn.Module):
         x = x.flatten(1, 2).unflatten(-1, (height, width))
         for layer in self.to_out:
             x = layer(x)
-        return hidden_states + x
+        return x
 
 
 class MidAttention(nn.Module):
@@ -194,7 +213,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device)
     return torch.cat([rows, columns], dim=-1)
 
 
-class ConditionAttention(nn.Module):
+class ConditionAttention(Recomputing):
     """
     Cross-attention between the condition (queries) and the U-Net's features (keys and values), both averaged over
     windows. Whatever depends on the condition alone is computed by `prepare`, once a map.
@@ -234,7 +253,7 @@ class ConditionAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, prepared: tuple[torch.Tensor, ...]) -> torch.Tensor:
         resized, pooled, query = prepared
         features = self.feature_in(hidden_states)
-        shortcut = self.norm(features + self.skip(torch.cat([resized, features], dim=1)))
+        shortcut = self.recompute(self._joined, resized, features, size=3 * features.numel())
         tokens = self._tokens(self._pool(features))
         key, value = self._heads(self.to_k(tokens)), self._heads(self.to_v(tokens))
         x = attend(query, key, value)
@@ -242,6 +261,9 @@ class ConditionAttention(nn.Module):
         x = x + self.dropout(self.ff_out(self.dropout(F.relu(self.ff_in(x)))))
         x = F.interpolate(x, size=shortcut.shape[-2:], mode="bilinear", align_corners=True)
         return shortcut + self.to_out[0](x)
+
+    def _joined(self, resized: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.norm(features + self.skip(torch.cat([resized, features], dim=1)))
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         window = self.window_size
