@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..memory import return_free_memory
 from . import losses
 from .config import option
 from .data import generators, noise_like
@@ -72,6 +73,7 @@ def diffusion_step(
         for name, term in losses.image_terms(config.extra, predicted, batch["image"], batch["free"]).items():
             per_sample = per_sample + (1 - t) * term
             log[name] = term.mean()
+    return_free_memory()  # the backward pass is the moment of most memory
     return per_sample.mean(), log
 
 
