@@ -163,7 +163,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
     def _listed(self, scene: Scene | list[Scene] | torch.Tensor) -> list[Scene] | list[torch.Tensor]:
         """What was given as a list of scenes, or of condition planes `(channels, height, width)`."""
-        channels = list(self.unet.config.condition_channels)
+        channels = self.condition_channels
         if isinstance(scene, torch.Tensor):
             planes = scene[None] if scene.ndim == 3 else scene
             if planes.ndim != 4 or planes.shape[1] != len(channels):
@@ -190,21 +190,23 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         given = self._listed(scene)
         if isinstance(given[0], torch.Tensor):
             return given
-        channels = list(self.unet.config.condition_channels)
+        channels = self.condition_channels
         with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
             return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
 
-    def _views(self, given: list, num_maps: int, generators: list) -> tuple[list, list, list[int]]:
+    def _views(self, given: list, num_maps: int, generators: list, one_step: bool) -> tuple[list, list, list[int]]:
         """The maps to compute for `num_maps` samples of every scene: scenes (or planes), a generator for each, and how
         many of them belong to each of those given.
 
         The walls of a mask lie elsewhere in their pixels in every view. Where they are known, or only planes are, one
-        view has to do: the samples differ by noise, or by the expected error.
+        view has to do: the samples differ by noise, by the expected error, or not at all.
         """
         jitter = self.config.wall_jitter if num_maps > 1 else 0.0
         views, own, counts = [], [], []
         for one, random in zip(given, generators, strict=True):
-            if not jitter or not isinstance(one, Scene) or (self._error_wanted and one.polygons is not None):
+            known = isinstance(one, Scene) and one.polygons is not None
+            same = one_step and known and one.cars is None  # nothing drawn and nothing moved: one map is all of them
+            if not jitter or not isinstance(one, Scene) or (self._error_wanted and known) or same:
                 views, own, counts = [*views, one], [*own, random], [*counts, 1]
                 continue
             device = "cpu" if random is None else random.device
@@ -323,9 +325,10 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         one_step = steps == 1 and latents is None and self.config.mean_map
         self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
         own = _one_each(generator, len(given))
-        views, generators, counts = self._views(given, num_maps, own)
-        # of one view, samples are drawn from noise; of an error map, after the map
-        draws = 1 if self._error_wanted or len(views) > len(given) else num_maps
+        views, generators, counts = self._views(given, num_maps, own, one_step)
+        # samples are drawn from noise, but those of an error map after the map, and moved walls make their own
+        walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
+        draws = 1 if self._error_wanted or walls_move else num_maps
         conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
         device = self._execution_device
         self._interrupt = False
@@ -351,6 +354,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         ]
         if self._error_wanted:
             samples = [self._spread(views, num_maps, random) for views, random in zip(samples, own, strict=True)]
+        samples = [one.expand(num_maps, -1, -1, -1) for one in samples]  # where one map is all of them
 
         # 3. From the network's [-1, 1] to dB and pictures
         self.maybe_free_model_hooks()

@@ -16,13 +16,32 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 
+from .channels import check_channels
 from .hub_names import could_be_on_the_hub
+
+CHANNELS_KEY = "condition_channels"  # in an adapter's metadata, beside what peft writes there
 
 
 class LoraLoaderMixin(LoraBaseMixin):
     """Load, save and fuse adapters of the component named in `_lora_loadable_modules`. Put it before the pipeline."""
 
     _lora_loadable_modules: list[str] = []
+
+    @property
+    def condition_channels(self) -> list[str]:
+        """What the model sees of a scene: the channels of its configuration, or those that the active adapter was
+        trained with in their place."""
+        model = getattr(self, self._lora_loadable_modules[0])
+        channels = getattr(self, "_adapter_channels", {})
+        active = model.active_adapters() if channels and getattr(model, "peft_config", None) else []
+        if not active or _adapters_are_off(model):
+            return list(model.config.condition_channels)
+        wanted = {tuple(channels.get(name) or model.config.condition_channels) for name in active}
+        if len(wanted) > 1:
+            raise ValueError(
+                f"the active adapters {', '.join(active)} see different channels of a scene: use them one at a time"
+            )
+        return list(wanted.pop())
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict, return_lora_metadata: bool = False, **kwargs):
@@ -61,6 +80,10 @@ class LoraLoaderMixin(LoraBaseMixin):
         module_name = self._lora_loadable_modules[0]
         module = getattr(self, module_name)
         state_dict, metadata = _with_prefix(dict(state_dict), metadata, module_name)
+        channels = None
+        if metadata is not None:
+            metadata = dict(metadata)
+            channels = metadata.pop(f"{module_name}.{CHANNELS_KEY}", None)
         # a missing layer is only a warning in diffusers, and the adapter would then do nothing
         layers = {name for name, _ in module.named_modules()}
         layers |= {name.replace(".base_layer", "") for name in layers}
@@ -79,6 +102,10 @@ class LoraLoaderMixin(LoraBaseMixin):
             low_cpu_mem_usage=low_cpu_mem_usage,
             _pipeline=self,
         )
+        if channels is not None:
+            check_channels(channels)
+            own = getattr(self, "_adapter_channels", {})
+            self._adapter_channels = {**own, adapter_name or module.active_adapters()[-1]: channels}
 
     @classmethod
     def save_lora_weights(cls, save_directory, weight_name: str | None = None, is_main_process: bool = True, **kwargs):
@@ -108,6 +135,10 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     def fuse_lora(self, components=None, lora_scale=1.0, safe_fusing=False, adapter_names=None, **kwargs):
         """Add the active adapters to the weights: no cost at inference. `unfuse_lora` takes them out again."""
+        if getattr(self, "_adapter_channels", None):
+            model = getattr(self, self._lora_loadable_modules[0])
+            self._base_channels = list(model.config.condition_channels)
+            model.register_to_config(condition_channels=self.condition_channels)
         super().fuse_lora(
             components=components or self._lora_loadable_modules,
             lora_scale=lora_scale,
@@ -118,6 +149,9 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     def unfuse_lora(self, components=None, **kwargs):
         """Undo `fuse_lora`."""
+        if getattr(self, "_base_channels", None):
+            getattr(self, self._lora_loadable_modules[0]).register_to_config(condition_channels=self._base_channels)
+            self._base_channels = None
         super().unfuse_lora(components=components or self._lora_loadable_modules, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -146,16 +180,31 @@ def find_adapter(name: str) -> str:
     return RAY_TRACED_ADAPTER if name == "ray_traced" else name
 
 
-def adapter_of(model, module_name: str, adapter_name: str = "default") -> dict:
-    """An adapter as arguments of `save_lora_weights`: `Pipe.save_lora_weights(folder, **adapter_of(unet, "unet"))`."""
+def adapter_of(
+    model, module_name: str, adapter_name: str = "default", condition_channels: list[str] | None = None
+) -> dict:
+    """An adapter as arguments of `save_lora_weights`: `Pipe.save_lora_weights(folder, **adapter_of(unet, "unet"))`.
+
+    `condition_channels`: what it was trained to see, where that is not what its model sees.
+    """
     from peft import get_peft_model_state_dict
 
     if adapter_name not in getattr(model, "peft_config", {}):
         raise ValueError(f"the model has no adapter {adapter_name!r}: {list(getattr(model, 'peft_config', {}))}")
+    metadata = model.peft_config[adapter_name].to_dict()
+    if condition_channels is not None:
+        metadata[CHANNELS_KEY] = list(condition_channels)
     return {
         f"{module_name}_lora_layers": get_peft_model_state_dict(model, adapter_name=adapter_name),
-        f"{module_name}_lora_adapter_metadata": model.peft_config[adapter_name].to_dict(),
+        f"{module_name}_lora_adapter_metadata": metadata,
     }
+
+
+def _adapters_are_off(model) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    return bool(layers) and all(layer.disable_adapters for layer in layers)
 
 
 def _with_prefix(state_dict: dict, metadata: dict | None, module_name: str):

@@ -98,7 +98,7 @@ def test_one_map_in_one_step_can_be_the_mean(pipe):
     assert not np.array_equal(two, three)
 
 
-def test_samples_can_differ_in_where_the_walls_are():
+def test_samples_can_differ_in_where_the_walls_are(monkeypatch):
     config = {**RADIODIFF_UNET_PRESETS["test"], "condition_channels": ["buildings", "transmitter", "detour_loss"]}
     unet = RadioDiffUNet2DModel(**config).eval()
     scheduler = ConstSDEScheduler(final_denoise=False)
@@ -110,6 +110,18 @@ def test_samples_can_differ_in_where_the_walls_are():
     assert [one.shape for one in output.samples] == [(4, 32, 40), (4, 32, 40), (4, 24, 24)]
     assert output.maps[0].std_db.max() > 1e-3 and output.maps[2].std_db.max() > 1e-3
     assert output.maps[1].std_db.max() < 1e-3  # known outlines leave nothing open
+    run, runs = pipe.unet.forward, []
+    with monkeypatch.context() as patched:  # and then one map is computed, and not four
+        patched.setattr(pipe.unet, "forward", lambda sample, *a, **k: runs.append(len(sample)) or run(sample, *a, **k))
+        known = pipe([outlined, outlined], num_maps=4, generator=seeded())
+        assert sum(runs) == 2
+        pipe(outlined.replace(cars=np.roll(mask.buildings, 5)), num_maps=4)  # cars come as a mask
+        assert sum(runs) == 2 + 4
+        several = pipe(outlined, num_maps=4, num_inference_steps=2, generator=seeded())  # here noise is drawn
+        assert sum(runs) == 2 + 4 + 2 * 4 and several.maps[0].std_db.max() > 1e-3
+    assert np.abs(known.samples[0] - gains(pipe(outlined, generator=seeded(9)))[0]).max() < 1e-3
+    assert known.samples[0].shape == (4, 32, 40) and known.maps[0].std_db.max() < 1e-3
+    assert pipe(outlined, num_maps=4, output_type="latent").images.shape == (4, 1, 32, 40)
     alone = pipe(mask, num_maps=4, generator=seeded())
     assert np.abs(alone.samples[0] - output.samples[0]).max() < 1e-3
     other = pipe(mask, num_maps=4, generator=seeded(8))

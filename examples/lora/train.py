@@ -50,6 +50,7 @@ class AdapterConfig:
         ["attention", "convolutions"],
         "attention, convolutions, condition_encoder, output, layer names or regular expressions",
     )
+    channels: dict[str, str] = option({}, "channels of the base, and what the adapter sees in place of each")
     half: bool = option(False, "save the adapter in float16: half the file, the same map to 0.01 dB")
 
 
@@ -104,7 +105,10 @@ def main(argv: list[str] | None = None) -> int:
         file=sys.stderr,
     )
 
-    config.data.condition_channels = list(unet.config.condition_channels)
+    instead = config.lora.channels
+    if unknown := set(instead) - set(unet.config.condition_channels):
+        raise ValueError(f"lora.channels: the base sees no {', '.join(sorted(unknown))} that could be replaced")
+    config.data.condition_channels = [instead.get(name, name) for name in unet.config.condition_channels]
     training_samples, validation_samples = make_samples(config.data, accelerator, config.train.seed)
 
     # 2. How it trains
@@ -127,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
 
     def export(folder: Path) -> None:
-        adapter = adapter_of(unet, "unet")
+        adapter = adapter_of(unet, "unet", condition_channels=config.data.condition_channels if instead else None)
         if config.lora.half:
             adapter["unet_lora_layers"] = {name: w.half() for name, w in adapter["unet_lora_layers"].items()}
         RadioDiffPipeline.save_lora_weights(folder, **adapter)

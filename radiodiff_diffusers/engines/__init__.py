@@ -15,6 +15,7 @@ _HOMES = {
     "free_space": "free_space_gain",
     "indoor": "indoor_walls",
     "ray_tracing": "sionna_rt",
+    "reflected_rays": "reflections",
 }
 
 __all__ = sorted(_HOMES)

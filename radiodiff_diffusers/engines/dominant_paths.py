@@ -125,7 +125,7 @@ def path_losses(scene: Scene, city: City, laws: PathLaws) -> tuple[np.ndarray, n
 
 
 def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws) -> tuple[np.ndarray, np.ndarray]:
-    x, y, home = _free_start(streets, *scene.transmitter)
+    x, y, home = free_start(streets, *scene.transmitter)
     rise = scene.building_height - laws.roof_drop - scene.receiver_height
     climb = scene.transmitter_height - scene.receiver_height
     passable = scene.buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
@@ -156,7 +156,7 @@ def _beside(loss: np.ndarray, on_wall: np.ndarray) -> np.ndarray:
     return np.minimum.reduce([off[1:-1, 2:], off[1:-1, :-2], off[2:, 1:-1], off[:-2, 1:-1]])[on_wall]
 
 
-def _free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, int]:
+def free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, int]:
     """The transmitter and the triangle it stands in; the nearest free pixel where it was drawn inside a wall."""
     column, row = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
     height, width = streets.blocked.shape

@@ -10,6 +10,7 @@
 | `kriging` | ordinary kriging of the measurements; gives a standard deviation, too |
 | `trend_kriging` | kriging of what the log-distance fit leaves |
 | `dominant_path` | the dominant-path engine; `dominant_path:corner_loss=3,shadow_exponent=3` changes its constants |
+| `reflected_rays` | the straight ray and those that walls reflect |
 | `ray_tracing` | the Sionna RT engine; options likewise |
 | `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
 | `default+ray_traced` | with the adapter in the package; any other by its folder or Hub id |
@@ -152,6 +153,13 @@ def free_space(scene: Scene) -> RadioMap:
     from .. import engines
 
     return engines.free_space(scene)
+
+
+@register_predictor("reflected_rays")
+def reflected_rays(scene: Scene, max_depth: float = 5) -> RadioMap:
+    from .. import engines
+
+    return engines.reflected_rays(scene, max_depth=max_depth)
 
 
 @register_predictor("ray_tracing")

@@ -11,7 +11,7 @@ PRESETS = {
     "convolutions": r"(?!encoder\.).*(condition_in\.\d+|feature_in\.\d+|skip|ff_in|ff_out|conv_shortcut|downsample"
     r"|upsample|filter_conv|condition_proj\.\d+|conv_in|conv_in_condition)",
     "condition_encoder": r"encoder\..*",
-    "output": r"(drift|noise)_decoder\.(conv_out|detail\.conv\d+)",
+    "output": r"(drift|noise)_decoder\.(conv_out|detail\.(conv\d+|skip))",
 }
 
 
