@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..memory import return_free_memory
 from .condition_encoder import CONDITION_ENCODERS, ConditionFeatures, make_condition_encoder
 from .radiodiff_blocks import (
     ConditionAttention,
@@ -392,6 +393,9 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x, *pair = self._run(block, x, time_embedding, relation)
             skips.append(pair)
         x = self._run(self.mid_block, x, time_embedding)
+        for turn in (x, features[-1]):  # on the way back: done with the ways up, and done with all but the encoder
+            if turn.requires_grad and not torch.compiler.is_compiling():
+                turn.register_hook(lambda _: return_free_memory())
 
         # 3. Up, once for the drift and once for the noise
         outputs = []
