@@ -12,7 +12,7 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `free_space` | -147 dB and less | -47.84 dB and more | free-space gain on RadioMapSeer's scale |
 | `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along the dominant path, / 80 - 1 |
 | `detour_turn` | none | 80 dB and more | the part of it that is lost in turns, / 40 - 1 |
-| `reflected_gain` | -147 dB and less | -47.84 dB and more | gain of the straight ray and of rays that walls reflect |
+| `reflected_loss` | 0 dB | 160 dB | loss beyond 1 m of the engine `reflected_rays`, / 80 - 1 |
 | `outlines_known` | walls are guessed from the mask | the scene has `polygons` | |
 | `k2` | 0 | 1 | the scene's `k2` |
 | `measurements` | -147 dB, or not measured | -47.84 dB | the scene's `measurements` |
@@ -160,13 +160,13 @@ def detour_turn(scene: Scene) -> np.ndarray:
     return np.clip(_rays().detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
 
 
-@register_channel("reflected_gain")
-def reflected_gain(scene: Scene) -> np.ndarray:
-    from .engines.reflections import reflected_power
+@register_channel("reflected_loss")
+def reflected_loss(scene: Scene) -> np.ndarray:
+    from .engines import reflected_rays
+    from .engines.free_space_gain import loss_at_one_metre
 
-    scene.require_transmitter("channel 'reflected_gain'")
-    decibels = 10.0 * np.log10(np.maximum(reflected_power(scene), 1e-20))
-    return np.clip(GainScale.RADIOMAPSEER.to_unit(decibels), -1.0, 1.0)
+    scene.require_transmitter("channel 'reflected_loss'")
+    return np.clip((-reflected_rays(scene).gain_db - loss_at_one_metre(scene)) / 80.0 - 1.0, -1.0, 1.0)
 
 
 @register_channel("outlines_known")

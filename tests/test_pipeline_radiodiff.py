@@ -337,3 +337,61 @@ def test_a_model_with_unknown_channels_does_not_load(pipe, tmp_path):
     unet = RadioDiffUNet2DModel(**{**RADIODIFF_UNET_PRESETS["test"], "condition_channels": ["buildings", "altitude"]})
     with pytest.raises(ValueError, match="unknown condition channel 'altitude'; known"):
         RadioDiffPipeline(unet=unet, scheduler=ConstSDEScheduler())
+
+
+def save_adapter(folder, channels, seed):
+    """A random adapter of the test pipeline's U-Net that sees other channels of a scene."""
+    from peft import LoraConfig
+
+    from radiodiff_diffusers.lora import adapter_of
+
+    unet = make_pipeline().unet
+    unet.add_adapter(LoraConfig(r=2, target_modules=r"conv_in|.*downsample"))
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1, generator=seeded(seed))
+    RadioDiffPipeline.save_lora_weights(folder, **adapter_of(unet, "unet", condition_channels=channels))
+
+
+def test_an_adapter_may_see_other_channels_than_its_base(tmp_path):
+    pipe, scene = make_pipeline(), scene_of()
+    base = list(pipe.unet.config.condition_channels)
+    other = [{base[0]: "visibility"}.get(name, name) for name in base]
+    save_adapter(tmp_path / "other", other, 1)
+    save_adapter(tmp_path / "same", None, 2)
+    before = gains(pipe(scene, generator=1))[0]
+
+    pipe.load_lora_weights(tmp_path / "other", adapter_name="other")
+    assert pipe.condition_channels == other
+    adapted = gains(pipe(scene, generator=1))[0]
+    planes = torch.from_numpy(np.stack([scene.plane(name) for name in other]))[None]
+    assert np.abs(pipe(planes, generator=1).maps[0].gain_db - adapted)[~scene.buildings].max() < 1e-3
+    assert np.abs(adapted - before).max() > 0.1
+    pipe.disable_lora()
+    assert pipe.condition_channels == base and np.array_equal(gains(pipe(scene, generator=1))[0], before)
+    pipe.enable_lora()
+
+    pipe.load_lora_weights(tmp_path / "same", adapter_name="same")
+    pipe.set_adapters(["same", "other"])
+    with pytest.raises(ValueError, match="see different channels"):
+        pipe(scene)
+    pipe.set_adapters("same")
+    assert pipe.condition_channels == base
+    pipe.delete_adapters("same")
+    pipe.set_adapters("other")
+
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert pipe.condition_channels == other
+    pipe.save_pretrained(tmp_path / "fused")
+    fused = RadioDiffPipeline.from_pretrained(tmp_path / "fused")
+    assert np.abs(gains(fused(scene, generator=1))[0] - adapted).max() < 0.05
+
+    again = make_pipeline()
+    again.load_lora_weights(tmp_path / "other")
+    again.fuse_lora()
+    again.unfuse_lora()
+    again.unload_lora_weights()
+    assert again.condition_channels == base
+    assert np.abs(gains(again(scene, generator=1))[0] - before).max() < 0.05

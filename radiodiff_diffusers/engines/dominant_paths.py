@@ -8,11 +8,11 @@ import numpy as np
 import shapely
 
 from ..scene import RadioMap, Scene
+from .free_space_gain import loss_at_one_metre
 from .ground import Ground, build_ground, covered_area
 from .outlines import outlines
 from .wavefront import locate, run_front
 
-SPEED_OF_LIGHT = 299_792_458.0
 HALF_CAR = 2.0  # metres
 
 
@@ -101,9 +101,8 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
             f"the city was prepared for {w} x {h} pixels, but the scene has {width} x {height}: prepare it anew"
         )
     loss, _ = path_losses(scene, city, constants)
-    at_one_metre = 20.0 * np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT)
     floor = RadioMap.scale.floor_db
-    gain = np.where(scene.buildings, floor, np.maximum(-at_one_metre - loss, floor))
+    gain = np.where(scene.buildings, floor, np.maximum(-loss_at_one_metre(scene) - loss, floor))
     return RadioMap(gain.astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
 
 

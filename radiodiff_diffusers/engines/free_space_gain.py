@@ -23,6 +23,11 @@ def free_space(scene: Scene) -> RadioMap:
     return RadioMap(gain, metres_per_pixel=scene.metres_per_pixel)
 
 
+def loss_at_one_metre(scene: Scene) -> float:
+    """Free-space loss at 1 m, dB: 47.86 at 5.9 GHz."""
+    return 20.0 * float(np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT))
+
+
 def free_space_db(scene: Scene) -> np.ndarray:
     """(H, W) float32: -20 log10(4 pi d f / c) plus the antenna's gain towards each pixel."""
     x, y = scene.require_transmitter("free_space")

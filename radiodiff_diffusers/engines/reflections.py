@@ -11,7 +11,8 @@ from scipy.ndimage import uniform_filter
 from ..geometry import distance_metres
 from ..rays import GRAZE, obstructed_metres
 from ..scene import RadioMap, Scene
-from .dominant_paths import SPEED_OF_LIGHT, City, free_start, prepare
+from .dominant_paths import City, free_start, prepare
+from .free_space_gain import SPEED_OF_LIGHT
 
 RAYS = 8192  # half a pixel apart at 650 pixels
 MAX_DEPTH = 5
