@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="dominant_path",
-        help="dominant_path (default), ray_tracing (needs sionna-rt) or free_space",
+        help="dominant_path (default), reflected_rays, ray_tracing (needs sionna-rt) or free_space",
     )
     parser.add_argument(
         "--engine-option", action="append", default=[], metavar="NAME=NUMBER", help="a constant of the engine"

@@ -41,7 +41,8 @@ from .radiomapseer_writer import rings_of, write_image, write_whole
 
 logger = logging.getLogger(__name__)
 
-ENGINES = {"dominant_path": "DPM", "ray_tracing": "RT", "free_space": "FS"}  # engine -> folder under gain/
+# engine -> folder under gain/
+ENGINES = {"dominant_path": "DPM", "reflected_rays": "RR", "ray_tracing": "RT", "free_space": "FS"}
 RASTERS = ("radiomapseer", "exact")
 MADE_UP = "made-up"
 MANIFEST = "manifest.json"
@@ -178,7 +179,7 @@ def _engine_constants(simulation: Simulation) -> dict[str, Any]:
                 raise ValueError(missing)
         call = inspect.signature(getattr(engines, simulation.engine)).bind(None, **options)
         call.apply_defaults()
-        return dict(list(call.arguments.items())[1:])
+        return {name: value for name, value in list(call.arguments.items())[1:] if name != "city"}
     except TypeError as error:
         raise ValueError(f"the engine {simulation.engine} does not take these options: {error}") from None
 
@@ -314,10 +315,10 @@ def _run_engine(simulation: Simulation, scenes: list[Scene]) -> Iterator[RadioMa
     if not scenes:
         return
     options = simulation.engine_options
-    if simulation.engine == "dominant_path":
-        city = engines.prepare(scenes[0])
+    if simulation.engine in ("dominant_path", "reflected_rays"):
+        engine, city = getattr(engines, simulation.engine), engines.prepare(scenes[0])
         for scene in scenes:
-            yield engines.dominant_path(scene, city=city, **options)
+            yield engine(scene, city=city, **options)
     elif simulation.engine == "ray_tracing":
         for start in range(0, len(scenes), 4):
             yield from engines.ray_tracing(scenes[start : start + 4], **{"seed": simulation.seed, **options})
