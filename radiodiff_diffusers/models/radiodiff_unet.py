@@ -36,7 +36,7 @@ class RadioDiffUNet2DOutput(BaseOutput):
         sample (`torch.Tensor` of shape `(batch, 2 * in_channels, height, width)`):
             The predicted drift and, after it, the predicted noise.
         error (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
-            The expected absolute error of the map that a single step gives, where it was asked for.
+            The scale of the error of the map that a single step gives, where it was asked for.
     """
 
     sample: torch.Tensor
@@ -355,7 +355,8 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             return_dict (`bool`, defaults to `True`):
                 Return a [`RadioDiffUNet2DOutput`] rather than a tuple.
             return_error (`bool`, defaults to `False`):
-                At t = 1, of a model with `error_map`: also give the expected absolute error of the map.
+                At t = 1, of a model with `error_map`: also give the scale of the map's error, a Student distribution's
+                with two degrees of freedom.
 
         Returns:
             [`RadioDiffUNet2DOutput`] or `tuple`: drift and noise, concatenated along the channels.
