@@ -40,12 +40,12 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     What the dominant-path engine finds with RadioMapSeer's laws, through the scene's outlines where it has them and
     through outlines made from its mask otherwise. Inside obstacles it reads infinite and 0.
     """
-    from .engines.dominant_paths import PathLaws, path_losses, prepare
+    from .engines.dominant_paths import PathLaws, path_losses, prepared
 
     memory = scene._planes
     if "_detour" not in memory:
         scene.require_transmitter("a detour channel")
-        memory["_detour"] = path_losses(scene, prepare(scene), PathLaws())
+        memory["_detour"] = path_losses(scene, prepared(scene), PathLaws())
     return memory["_detour"]
 
 

@@ -144,8 +144,9 @@ class Scene:
     # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the
     # transmitter.
     _cut_from: tuple[Scene, int, int] | None = field(default=None, repr=False)
-    # Channels computed or read already; those that a cache has read are whole steps of `STEP` until somebody asks.
-    _planes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    # Channels computed or read already (those that a cache has read are whole steps of `STEP` until somebody asks), and
+    # what several of them share.
+    _planes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.buildings = _as_mask(self.buildings, "buildings")

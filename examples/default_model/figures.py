@@ -1,16 +1,18 @@
-"""The pictures of the shipped model: docs/images/prediction.png and uncertainty.png."""
+"""The pictures of the shipped model and its adapter: docs/images/prediction.png, uncertainty.png and, where the
+ray-traced maps of Florence are at hand (examples/lora/README.md), ray_traced.png.
+"""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline, Scene
+from radiodiff_diffusers import DEFAULT_MODEL, RAY_TRACED_ADAPTER, RadioDiffPipeline, RadioMapSeer, Scene
 from radiodiff_diffusers.data.footprints import footprint_tiles
-from radiodiff_diffusers.engines import dominant_path
+from radiodiff_diffusers.engines import dominant_path, reflected_rays
 from radiodiff_diffusers.geometry import rasterize
 
-IMAGES = Path("docs/images")
+IMAGES, RAY_TRACED = Path("docs/images"), Path("data/ray_traced_florence")
 CITY, TRANSMITTER = "examples/city.png", (128, 120)
 
 
@@ -70,12 +72,34 @@ def uncertainty(pipe) -> None:
     figure.savefig(IMAGES / "uncertainty.png", dpi=80)
 
 
+def ray_traced(pipe) -> None:
+    """A ray-traced tile of Florence, and what two engines, the model, and the model with the adapter make of it."""
+    data = RadioMapSeer(RAY_TRACED, "all", simulation="RT", layout="polygon", maps=[1])
+    scene, truth = data[0]
+    maps = {"ray tracing": truth, "dominant path": dominant_path(scene), "reflected rays": reflected_rays(scene)}
+    maps["default model"] = pipe(scene).maps[0]
+    pipe.load_lora_weights(RAY_TRACED_ADAPTER)
+    maps["with the ray-traced adapter"] = pipe(scene).maps[0]
+    pipe.unload_lora_weights()
+    walls = np.where(scene.buildings, np.nan, 1.0)
+    figure, axes = plt.subplots(1, 5, figsize=(18, 4), layout="constrained")
+    for axis, (name, radio_map) in zip(axes, maps.items(), strict=True):
+        nmse = np.square(radio_map.gray - truth.gray).sum() / np.square(truth.gray).sum()
+        title = name if radio_map is truth else f"{name}, NMSE {nmse:.3f}"
+        shown = axis.imshow(radio_map.gain_db * walls, vmin=-147, vmax=-60, cmap="viridis")
+        axis.set_title(title, fontsize=11), axis.set_xticks([]), axis.set_yticks([])
+    figure.colorbar(shown, ax=axes, fraction=0.01, pad=0.01, label="gain (dB)")
+    figure.savefig(IMAGES / "ray_traced.png", dpi=75)
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL)
     pipe.set_progress_bar_config(disable=True)
     prediction(pipe)
     uncertainty(pipe)
+    if RAY_TRACED.is_dir():
+        ray_traced(pipe)
 
 
 if __name__ == "__main__":

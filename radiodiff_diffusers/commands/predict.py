@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     pipe = RadioDiffPipeline.from_pretrained(args.model or DEFAULT_MODEL, dtype=getattr(torch, args.dtype)).to(device)
     if args.adapter:
         pipe.load_lora_weights(find_adapter(args.adapter))
+        pipe.fuse_lora()
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": args.steps, "num_maps": args.num_maps, "tile_size": args.tile_size}
     if args.truth:

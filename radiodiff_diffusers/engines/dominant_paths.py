@@ -77,6 +77,13 @@ def prepare(scene: Scene) -> City:
     return City(scene.shape, _streets(scene.buildings, buildings), parked)
 
 
+def prepared(scene: Scene) -> City:
+    """The same with a memory, for channels of one scene that share it."""
+    if "_city" not in scene._planes:
+        scene._planes["_city"] = prepare(scene)
+    return scene._planes["_city"]
+
+
 def _streets(blocked: np.ndarray, walls: shapely.Geometry) -> _Streets:
     ground = build_ground(blocked.shape, walls)
     return _Streets(ground, blocked | (ground.triangle_of_pixel < 0))

@@ -11,7 +11,7 @@ from scipy.ndimage import uniform_filter
 from ..geometry import distance_metres
 from ..rays import GRAZE, obstructed_metres
 from ..scene import RadioMap, Scene
-from .dominant_paths import City, free_start, prepare
+from .dominant_paths import City, free_start, prepared
 from .free_space_gain import SPEED_OF_LIGHT
 
 RAYS = 8192  # half a pixel apart at 650 pixels
@@ -45,7 +45,7 @@ def reflected_rays(scene: Scene, *, max_depth: int = MAX_DEPTH, city: City | Non
 
 def reflected_power(scene: Scene, max_depth: int = MAX_DEPTH, city: City | None = None) -> np.ndarray:
     """(H, W) power gain (no dB) of the straight ray and of those that walls reflect; without the ground."""
-    streets = (city or prepare(scene)).open
+    streets = (city or prepared(scene)).open
     x, y, home = free_start(streets, *scene.transmitter)
     wavelength = SPEED_OF_LIGHT / scene.frequency_hz
     reached = np.zeros(scene.shape)

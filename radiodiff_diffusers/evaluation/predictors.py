@@ -413,6 +413,7 @@ def _load_model(folder, adapter, steps, num_maps, seed, device, dtype) -> Predic
     pipe = RadioDiffPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(_device(device))
     if adapter:
         pipe.load_lora_weights(find_adapter(adapter))
+        pipe.fuse_lora()
     pipe.set_progress_bar_config(disable=True)
 
     def predict(scenes: list[Scene]) -> list[RadioMap]:
