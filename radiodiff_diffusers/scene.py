@@ -144,8 +144,8 @@ class Scene:
     # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the
     # transmitter.
     _cut_from: tuple[Scene, int, int] | None = field(default=None, repr=False)
-    # Channels computed or read already (those that a cache has read are whole steps of `STEP` until somebody asks), and
-    # what several of them share.
+    # Channels computed or read already, and what several of them share. Those that a cache has read are whole steps of
+    # `STEP` until somebody asks.
     _planes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
