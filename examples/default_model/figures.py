@@ -73,9 +73,9 @@ def uncertainty(pipe) -> None:
 
 
 def ray_traced(pipe) -> None:
-    """A ray-traced tile of Florence, and what two engines, the model, and the model with the adapter make of it."""
-    data = RadioMapSeer(RAY_TRACED, "all", simulation="RT", layout="polygon", maps=[1])
-    scene, truth = data[0]
+    """The ray-traced tile of Florence that rays fill most, and what two engines, the model, and the model with the adapter make of it."""
+    data = RadioMapSeer(RAY_TRACED, "all", simulation="RT", layout="polygon")
+    scene, truth = max(data, key=lambda pair: pair[1].gray.mean())
     maps = {"ray tracing": truth, "dominant path": dominant_path(scene), "reflected rays": reflected_rays(scene)}
     maps["default model"] = pipe(scene).maps[0]
     pipe.load_lora_weights(RAY_TRACED_ADAPTER)
