@@ -223,27 +223,31 @@ def test_channels_last_gives_the_same():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    gradients = []
+    gradients, statistics = [], []
     for checkpointing in (False, True):
-        unet = make(relation_dropout=0.0).train()
+        unet = make(relation_dropout=0.0, relation_norm="batch").train()
         if checkpointing:
             unet.enable_gradient_checkpointing()
         sample, t, condition = inputs(unet, batch=2)
         loss = unet(sample, t, condition).sample.square().mean()
         loss.backward()
         gradients.append([p.grad for p in unet.parameters()])
+        statistics.append([buffer for name, buffer in unet.named_buffers() if "running" in name])
         assert all(g is not None for g in gradients[-1])  # no dead parameters
+    assert all(torch.equal(one, other) for one, other in zip(*statistics, strict=True)) and statistics[0]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 def test_what_is_made_anew_in_the_backward_pass_is_the_same(monkeypatch):
     config = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "stochastic_depth_prob": 0.0}
-    gradients, kept = [], []
+    gradients, kept, statistics = [], [], []
     for worth_while in (10**9, 0):
         monkeypatch.setattr(Recomputing, "worth_while", worth_while)
-        unet = make(condition_encoder="swin", condition_encoder_config=config, relation_dropout=0.0).train()
-        sample, t, condition = inputs(unet, 64, 64, batch=2)
+        unet = make(
+            condition_encoder="swin", condition_encoder_config=config, relation_dropout=0.0, relation_norm="batch"
+        )
+        sample, t, condition = inputs(unet.train(), 64, 64, batch=2)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
@@ -252,6 +256,8 @@ def test_what_is_made_anew_in_the_backward_pass_is_the_same(monkeypatch):
         loss.backward()
         kept.append(sum(sizes))
         gradients.append([p.grad for p in unet.parameters()])
+        statistics.append([buffer for name, buffer in unet.named_buffers() if "running" in name])
+    assert all(torch.equal(one, other) for one, other in zip(*statistics, strict=True)) and statistics[0]
     assert kept[1] < 0.7 * kept[0]  # beside the inputs of what is made anew
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 

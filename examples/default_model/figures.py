@@ -73,7 +73,7 @@ def uncertainty(pipe) -> None:
 
 
 def ray_traced(pipe) -> None:
-    """The ray-traced tile of Florence that rays fill most, and what two engines, the model, and the model with the adapter make of it."""
+    """The ray-traced tile of Florence that rays fill most; two engines, the model, the model with the adapter."""
     data = RadioMapSeer(RAY_TRACED, "all", simulation="RT", layout="polygon")
     scene, truth = max(data, key=lambda pair: pair[1].gray.mean())
     maps = {"ray tracing": truth, "dominant path": dominant_path(scene), "reflected rays": reflected_rays(scene)}

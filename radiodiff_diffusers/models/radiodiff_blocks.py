@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,27 @@ def attend(query, key, value, mask=None, scale=1.0) -> torch.Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
 
 
+@contextmanager
+def _standing_still(module: nn.Module):
+    """Batch norms do not count a batch again: what is made anew was counted the first time."""
+    norms = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d) and one.training]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, counted in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(counted)
+
+
+def checkpointed(module: nn.Module, *inputs: torch.Tensor, function: Callable | None = None, **options) -> Any:
+    """The module's result, or that of a function of its, of which the backward pass keeps the inputs alone."""
+    contexts = lambda: (nullcontext(), _standing_still(module))  # noqa: E731
+    return checkpoint(function or module, *inputs, use_reentrant=False, context_fn=contexts, **options)
+
+
 class Recomputing(nn.Module):
     """A layer that does not keep for the backward pass what it can cheaply make anew there."""
 
@@ -39,7 +62,7 @@ class Recomputing(nn.Module):
         wanted = torch.is_grad_enabled() and size >= self.worth_while and not self.gradient_checkpointing
         if not wanted or torch.compiler.is_compiling():  # a compiler decides for itself what to keep
             return function(*inputs)
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpointed(self, *inputs, function=function, preserve_rng_state=False)
 
 
 class StandardizedConv2d(nn.Conv2d):

@@ -21,6 +21,7 @@ from .radiodiff_blocks import (
     MidAttention,
     ResnetBlock,
     TimeEmbedding,
+    checkpointed,
 )
 
 DETAIL_FEATURES = 8  # feature planes that reach the full-resolution output layers
@@ -286,6 +287,10 @@ class RadioDiffUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 if module not in decoders:
                     module._apply(_but_to_bfloat16(fn) if name in self._keep_in_fp32_modules else fn)
         return self
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func=None) -> None:
+        """Compute each block again in the backward pass rather than keep what is in it: less memory, more time."""
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpointed)
 
     def encode_condition(self, condition: torch.Tensor) -> ConditionFeatures:
         """
