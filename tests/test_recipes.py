@@ -35,6 +35,7 @@ NEEDS = {
     "ldm/irt4_tiny": "ldm/radio_train_tiny",
     "ldm/pixels_small_tiny": None,
     "lora/ray_traced_tiny": "ldm/pixels_small_tiny",
+    "lora/ray_traced_cities_tiny": "ldm/pixels_small_tiny",
 }
 
 
