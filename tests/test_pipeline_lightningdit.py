@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from fresh import run_fresh
 from golden_weights import GOLDENS, draw, filled
+from hub_standin import HubStandIn
 from safetensors.torch import load_file
 
 from radiodiff_diffusers import LightningDiTPipeline, LightningDiTTransformer2DModel
@@ -310,3 +312,33 @@ def test_wrong_lora_files_get_one_line(tmp_path):
         pipe.load_lora_weights(tmp_path, weight_name="x.safetensors")
     with pytest.raises(ValueError, match="needs transformer_lora_layers"):
         pipe.save_lora_weights(tmp_path)
+
+
+PUSH_AND_LOAD = """
+import json, sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+from radiodiff_diffusers import LightningDiTPipeline
+
+def predict(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe([3, 1], num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images
+
+pipe = LightningDiTPipeline.from_pretrained(sys.argv[1])
+pipe.push_to_hub("me/people")
+ours, plain = LightningDiTPipeline.from_pretrained("me/people"), DiffusionPipeline.from_pretrained("me/people")
+local = predict(pipe)
+same = [bool(np.allclose(predict(one), local, atol=1e-4)) for one in (ours, plain)]
+print(json.dumps({"same": same, "class": type(plain).__name__}))
+"""
+
+
+def test_it_is_pushed_to_the_hub_and_loaded_by_both_loaders(tmp_path):
+    make_pipe().save_pretrained(tmp_path / "people")
+    with HubStandIn() as hub:
+        said = run_fresh(PUSH_AND_LOAD, hub.environment(tmp_path / "home"), tmp_path / "people")
+        files = hub.repos["models/me/people"]
+    assert said == {"same": [True, True], "class": "LightningDiTPipeline"}
+    assert "LightningDiTPipeline" in files["README.md"].decode()
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    assert all(name.endswith((".json", ".safetensors", ".md", ".gitattributes")) for name in files)
