@@ -53,6 +53,13 @@ def test_tasks_differ_in_antennas_and_frequencies(tree):
     assert ICASSP2025(tree, "all", task=2, frequencies=[2], hertz={2: 2.4e9})[0][0].frequency_hz == 2.4e9
 
 
+def test_an_unknown_frequency_says_what_to_pass(tree):
+    from radiodiff_diffusers.data.icassp2025_files import ICASSP2025Folder, Name
+
+    with pytest.raises(ValueError, match=r"unknown frequency f9: pass hertz=\{9: "):
+        ICASSP2025Folder(tree).scene(Name(1, 1, 9, 0), 2)
+
+
 def test_positions_in_either_order_and_wrong_ones_are_put_right(tmp_path, caplog):
     straight = tiny_sets.make_icassp(tmp_path / "a", tasks=(1,))
     swapped = tiny_sets.make_icassp(tmp_path / "b", tasks=(1,), swapped=True)

@@ -113,7 +113,7 @@ class ICASSP2025Folder:
         """
         if frequency_hz is None and name.frequency not in FREQUENCIES:
             raise ValueError(
-                f"{name}: unknown frequency f{name.frequency}: pass frequencies={{{name.frequency}: hertz}}"
+                f"{name}: unknown frequency f{name.frequency}: pass hertz={{{name.frequency}: 2.4e9}}, or what it is"
             )
         reflectance, transmittance, distance = read_input(self.input_path(name, task))
         transmitter, azimuth = self.transmitter(name, distance)
