@@ -195,6 +195,16 @@ def test_other_tokenizers_and_changed_images_are_refused(extracted, tmp_path):
         extract_latents(vae, MicroDopplerFolder(data.root, size=16, augment={"time_shift": 0.1}), tmp_path / "x")
 
 
+def test_a_shard_of_another_set_is_refused(extracted, tmp_path):
+    folder, data, _ = extracted
+    extract_latents(tiny_vae(seed=1), data, tmp_path / "other", shard_size=4)
+    mixed = copy_of(folder, tmp_path / "mixed")
+    shard = sorted(mixed.glob("*.safetensors"))[0]
+    shard.write_bytes((tmp_path / "other" / shard.name).read_bytes())
+    with pytest.raises(ValueError, match="is not of this set: its tokenizer is another"):
+        LatentDataset(mixed)
+
+
 def test_overwrite_replaces_only_what_is_stale(extracted, tmp_path):
     folder, data, _ = extracted
     again = copy_of(folder, tmp_path / "again")

@@ -228,6 +228,10 @@ def _open(path: Path):
         ) from None
 
 
+# What every shard's header says of where it comes from, and the manifest, too.
+ORIGIN = ("tokenizer", "data", "flip", "seed", "shard_size", "dtype")
+
+
 class LatentDataset(torch.utils.data.Dataset):
     """
     Latents for training: `dataset[i]` is a dictionary of `latents` (normalised by channel) and `label`.
@@ -292,6 +296,10 @@ class LatentDataset(torch.utils.data.Dataset):
                     raise ValueError(f"{path} is no shard of latents: it holds {', '.join(shard.keys())}")
                 labels = shard.get_tensor("labels").long()
                 shape = shard.get_slice("latents").get_shape()
+                origin = shard.metadata() or {}
+            for key in ORIGIN if path.name in (self.manifest or {}).get("shards", ()) else ():
+                if origin.get(key) != self.manifest.get(key):
+                    raise ValueError(f"{path} is not of this set: its {key} is another; remove it and extract again")
             if shape[0] != len(labels):
                 raise ValueError(f"{path} has {shape[0]} latents and {len(labels)} labels: extract it again")
             shards.append((path, labels, shape[1:]))
