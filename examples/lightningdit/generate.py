@@ -2,12 +2,14 @@
 
     python examples/lightningdit/generate.py runs/micro_doppler_s/model generated --count 50
 
-Image number n of a user always comes from the same noise, so a stopped command goes on when it is given again.
+Image number n of a user always comes from the same noise, so a stopped command goes on when it is given again. A
+folder that holds images of another model, or of other settings, is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from radiodiff_diffusers import LightningDiTPipeline
+from radiodiff_diffusers.data.latents import tokenizer_fingerprint
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     pipe = LightningDiTPipeline.from_pretrained(args.pipeline)
     pipe.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).set_progress_bar_config(disable=True)
+    check_folder(Path(args.output), pipe, {"steps": args.steps, "guidance": args.guidance, "seed": args.seed})
     users = args.users if args.users is not None else range(pipe.transformer.config.num_classes)
     jobs = [(user, n, Path(args.output) / f"user_{user:02d}" / f"{n:04d}.png")
             for user in users for n in range(args.count)]  # fmt: skip
@@ -54,6 +58,20 @@ def main(argv: list[str] | None = None) -> int:
                 partial.replace(path)  # never a half-written image under its name
             progress.update(len(part))
     return 0
+
+
+def check_folder(folder: Path, pipe: LightningDiTPipeline, settings: dict) -> None:
+    """Write down what the images in a folder are of; stop where they are of something else."""
+    about = {
+        "transformer": tokenizer_fingerprint(pipe.transformer),
+        "vae": tokenizer_fingerprint(pipe.vae),
+        **settings,
+    }
+    file = folder / "generated.json"
+    if file.exists() and json.loads(file.read_text()) != about:
+        raise ValueError(f"{folder} holds images of another model or of other settings: take another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
