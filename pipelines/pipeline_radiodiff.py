@@ -210,8 +210,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         views, own, counts = [], [], []
         for one, random in zip(given, generators, strict=True):
             known = isinstance(one, Scene) and one.polygons is not None
-            same = one_step and known and one.cars is None  # nothing drawn and nothing moved: one map is all of them
-            if not jitter or not isinstance(one, Scene) or (self._error_wanted and known) or same:
+            # nothing drawn and nothing moved (cars are masks, too): one map is all of them
+            same = one_step and known and (self._error_wanted or one.cars is None)
+            if not jitter or not isinstance(one, Scene) or same:
                 views, own, counts = [*views, one], [*own, random], [*counts, 1]
                 continue
             device = "cpu" if random is None else random.device

@@ -73,9 +73,7 @@ def compute_channel(name: str, scene: Scene) -> np.ndarray:
     check_channels([name])
     if scene._cut_from is not None:
         # A crop's channels are the whole scene's: its rays pass buildings that the crop does not hold.
-        whole, x, y = scene._cut_from
-        height, width = scene.shape
-        return whole.plane(name)[y : y + height, x : x + width]
+        return scene.cut_from_whole(scene._cut_from[0].plane(name))
     plane = np.ascontiguousarray(_CHANNELS[name](scene), np.float32)
     if plane.shape != scene.shape:
         raise ValueError(f"channel {name!r} made a plane of shape {plane.shape} for a scene of shape {scene.shape}")

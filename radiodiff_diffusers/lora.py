@@ -26,17 +26,18 @@ class LoraLoaderMixin(LoraBaseMixin):
     """Load, save and fuse adapters of the component named in `_lora_loadable_modules`. Put it before the pipeline."""
 
     _lora_loadable_modules: list[str] = []
+    _adapter_channels: dict[str, list[str] | None] = {}  # of every adapter loaded so far; None: those of its base
+    _base_channels: list[str] | None = None  # while an adapter that sees others is fused
 
     @property
     def condition_channels(self) -> list[str]:
         """What the model sees of a scene: the channels of its configuration, or those that the active adapter was
         trained with in their place."""
         model = getattr(self, self._lora_loadable_modules[0])
-        channels = getattr(self, "_adapter_channels", {})
-        active = model.active_adapters() if channels and getattr(model, "peft_config", None) else []
+        active = model.active_adapters() if getattr(model, "peft_config", None) else []
         if not active or _adapters_are_off(model):
             return list(model.config.condition_channels)
-        wanted = {tuple(channels.get(name) or model.config.condition_channels) for name in active}
+        wanted = {tuple(self._adapter_channels.get(name) or model.config.condition_channels) for name in active}
         if len(wanted) > 1:
             raise ValueError(
                 f"the active adapters {', '.join(active)} see different channels of a scene: use them one at a time"
@@ -84,6 +85,7 @@ class LoraLoaderMixin(LoraBaseMixin):
         if metadata is not None:
             metadata = dict(metadata)
             channels = metadata.pop(f"{module_name}.{CHANNELS_KEY}", None)
+            check_channels(channels or [])
         # a missing layer is only a warning in diffusers, and the adapter would then do nothing
         layers = {name for name, _ in module.named_modules()}
         layers |= {name.replace(".base_layer", "") for name in layers}
@@ -102,10 +104,8 @@ class LoraLoaderMixin(LoraBaseMixin):
             low_cpu_mem_usage=low_cpu_mem_usage,
             _pipeline=self,
         )
-        if channels is not None:
-            check_channels(channels)
-            own = getattr(self, "_adapter_channels", {})
-            self._adapter_channels = {**own, adapter_name or module.active_adapters()[-1]: channels}
+        name = adapter_name or module.active_adapters()[-1]
+        self._adapter_channels = {**self._adapter_channels, name: channels}
 
     @classmethod
     def save_lora_weights(cls, save_directory, weight_name: str | None = None, is_main_process: bool = True, **kwargs):
@@ -135,7 +135,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     def fuse_lora(self, components=None, lora_scale=1.0, safe_fusing=False, adapter_names=None, **kwargs):
         """Add the active adapters to the weights: no cost at inference. `unfuse_lora` takes them out again."""
-        if getattr(self, "_adapter_channels", None):
+        if any(self._adapter_channels.values()):
             model = getattr(self, self._lora_loadable_modules[0])
             self._base_channels = list(model.config.condition_channels)
             model.register_to_config(condition_channels=self.condition_channels)
@@ -149,7 +149,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     def unfuse_lora(self, components=None, **kwargs):
         """Undo `fuse_lora`."""
-        if getattr(self, "_base_channels", None):
+        if self._base_channels is not None:
             getattr(self, self._lora_loadable_modules[0]).register_to_config(condition_channels=self._base_channels)
             self._base_channels = None
         super().unfuse_lora(components=components or self._lora_loadable_modules, **kwargs)

@@ -265,6 +265,12 @@ class Scene:
         height, width = self.shape
         return (row, column) if 0 <= row < height and 0 <= column < width else None
 
+    def cut_from_whole(self, plane: np.ndarray) -> np.ndarray:
+        """Of a plane of the scene that this crop was cut from, the crop's part."""
+        _, x, y = self._cut_from
+        height, width = self.shape
+        return plane[y : y + height, x : x + width]
+
     def require_transmitter(self, what: str) -> tuple[float, float]:
         """The transmitter, or one line that says `what` needs it."""
         if self.transmitter is None:

@@ -388,6 +388,12 @@ def test_an_adapter_may_see_other_channels_than_its_base(tmp_path):
     fused = RadioDiffPipeline.from_pretrained(tmp_path / "fused")
     assert np.abs(gains(fused(scene, generator=1))[0] - adapted).max() < 0.05
 
+    taken_off = make_pipeline()
+    taken_off.load_lora_weights(tmp_path / "other", adapter_name="one")
+    taken_off.unload_lora_weights()
+    taken_off.load_lora_weights(tmp_path / "same", adapter_name="one")  # another one of that name
+    assert taken_off.condition_channels == base
+
     again = make_pipeline()
     again.load_lora_weights(tmp_path / "other")
     again.fuse_lora()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from train import CHANNELS, HELD_OUT_MADE_UP, Maps, huber, on_free_ground
+from train import CHANNELS, Maps, huber, on_free_ground, score, teaching_maps
 
 from radiodiff_diffusers.evaluation.plain_unet import PlainUNet
 
@@ -31,18 +31,6 @@ def new_model(seed: int, widths: list[int]) -> PlainUNet:
     return PlainUNet(**MODEL, block_out_channels=widths).to(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
-def evaluate(model: PlainUNet, data: Maps, count: int = 40) -> dict[str, float]:
-    """NMSE and RMSE in dB on free ground, averaged over maps."""
-    scores = []
-    for row in np.linspace(0, len(data) - 1, min(count, len(data))).astype(int):
-        planes, maps, free = data.batch([row])
-        guess, truth, ground = (1 + model(planes).clamp(-1, 1)) / 2, (1 + maps) / 2, free > 0
-        square = (guess - truth)[ground].square()
-        scores.append((float(square.sum() / truth[ground].square().sum()), float(square.mean().sqrt()) * 99.16))
-    return {name: round(float(v), 5) for name, v in zip(("nmse", "rmse_db"), np.mean(scores, 0), strict=True)}
-
-
 def train(
     out: Path, sets: list[str], watch: str, widths: list[int], hours: float, batch: int, lr: float, seed: int
 ) -> None:
@@ -51,10 +39,7 @@ def train(
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    data = Maps(sets)
-    if "made_up" in sets:
-        part, taught = sets.index("made_up"), len(Maps(["made_up"])) - 2 * HELD_OUT_MADE_UP
-        data.index = [(k, i) for k, i in data.index if k != part or i < taught]
+    data = teaching_maps(sets)
     held_out = Maps([watch])
     done, step, shown = 0.0, 0, 0.0
     while done < hours * 3600:
@@ -63,8 +48,7 @@ def train(
         for group in optimizer.param_groups:
             fall = 0.1 + 0.45 * (1 + math.cos(math.pi * done / hours / 3600))
             group["lr"] = lr * min((step + 1) / 200, 1.0) * fall
-        rows = [int(rng.choice(data.rows_of(name))) for name in rng.integers(len(sets), size=batch)]
-        planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
+        planes, maps, free = data.draw(rng, batch)
         with torch.autocast("cpu", torch.bfloat16):
             guess = model(planes.contiguous(memory_format=torch.channels_last))
         loss = on_free_ground(huber(guess.float(), maps), maps, free)
@@ -80,7 +64,7 @@ def train(
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
             row = {"step": step, "hours": round(done / 3600, 3)}
-            row |= {watch: evaluate(model, held_out)}
+            row |= {watch: score(model, held_out, 40)}
             print(json.dumps(row), flush=True)
             model.save_pretrained(out / "model")
             ema.restore(model.parameters())

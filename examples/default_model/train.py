@@ -104,6 +104,12 @@ class Maps:
             self._rows = [np.flatnonzero(parts == k) for k in range(len(self.parts))]
         return self._rows[part]
 
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, ...]:
+        """A batch for training: the sets equally often, for real towns are few and dense and made-up cities many and
+        open; each map turned at random."""
+        rows = [int(rng.choice(self.rows_of(part))) for part in rng.integers(len(self.parts), size=size)]
+        return self.batch(rows, rng.integers(8, size=size))
+
     def batch(self, rows: list[int], turns: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
         out = []
         for n, row in enumerate(rows):
@@ -115,6 +121,15 @@ class Maps:
             out.append([torch.from_numpy(np.array(a)) for a in arrays])
         planes, maps, free = (torch.stack(column) for column in zip(*out, strict=True))
         return planes.float(), maps[:, None].float() / 127.5 - 1, free[:, None].float()
+
+
+def teaching_maps(sets: list[str]) -> Maps:
+    """The maps of some sets without the made-up cities that are held out."""
+    data = Maps(sets)
+    if "made_up" in sets:
+        part, taught = sets.index("made_up"), len(Maps(["made_up"])) - 2 * HELD_OUT_MADE_UP
+        data.index = [(k, i) for k, i in data.index if k != part or i < taught]
+    return data
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -177,19 +192,24 @@ def denoising_loss(model, scheduler, planes, maps, free, generator) -> torch.Ten
 
 
 @torch.inference_mode()
-def evaluate(model, data: Maps, count: int) -> dict[str, float]:
-    """One-step maps: NMSE and RMSE in dB on free ground, per map and averaged."""
-    model.eval()
+def score(predict_map, data: Maps, count: int) -> dict[str, float]:
+    """NMSE and RMSE in dB on free ground of maps in [-1, 1] from planes: per map, averaged."""
     scores = []
     for row in np.linspace(0, len(data) - 1, min(count, len(data))).astype(int):
         planes, maps, free = data.batch([row])
-        guess = (1 - predict(model, torch.zeros_like(maps), 1.0, planes)[0].clamp(-1, 1)) / 2
-        truth, ground = (1 + maps) / 2, free > 0
+        guess, truth, ground = (1 + predict_map(planes).clamp(-1, 1)) / 2, (1 + maps) / 2, free > 0
         square = (guess - truth)[ground].square()
         nmse = square.sum() / truth[ground].square().sum()
         scores.append((float(nmse), float(square.mean().sqrt()) * 99.16))
-    model.train()
     return {name: round(float(v), 5) for name, v in zip(("nmse", "rmse_db"), np.mean(scores, 0), strict=True)}
+
+
+def evaluate(model, data: Maps, count: int) -> dict[str, float]:
+    """One-step maps' scores."""
+    model.eval()
+    scores = score(lambda planes: -predict(model, torch.zeros_like(planes[:, :1]), 1.0, planes)[0], data, count)
+    model.train()
+    return scores
 
 
 def train(
@@ -207,9 +227,7 @@ def train(
     model, scheduler = new_model(seed), ConstSDEScheduler()
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    data = Maps(train_sets)
-    held_out = train_sets.index("made_up"), len(Maps(["made_up"])) - 2 * HELD_OUT_MADE_UP
-    data.index = [(k, i) for k, i in data.index if k != held_out[0] or i < held_out[1]]
+    data = teaching_maps(train_sets)
     watched = {"made_up": Maps(["made_up"], slice(-2 * HELD_OUT_MADE_UP, None)), "florence": Maps(["florence"])}
     resume, done, spent = out / "resume.pt", 0, 0.0
     if init and not resume.exists():
@@ -236,9 +254,7 @@ def train(
             break
         for group in optimizer.param_groups:  # warm-up, then a cosine to a tenth, over the hours given
             group["lr"] = lr * min((step + 1) / 200, 1.0) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
-        # real towns are few and dense, made-up cities many and open: the sets are drawn from equally often
-        rows = [int(rng.choice(data.rows_of(name))) for name in rng.integers(len(train_sets), size=batch)]
-        planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
+        planes, maps, free = data.draw(rng, batch)
         planes = planes.contiguous(memory_format=torch.channels_last)
         if rng.random() < denoising:
             loss = denoising_loss(model, scheduler, planes, maps, free, generator)
@@ -284,8 +300,7 @@ def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / 20, 1.0) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        rows = [int(rng.choice(data.rows_of(name))) for name in rng.integers(len(train_sets), size=batch)]
-        planes, maps, free = data.batch(rows, rng.integers(8, size=batch))
+        planes, maps, free = data.draw(rng, batch)
         planes = planes.contiguous(memory_format=torch.channels_last)
         if rng.random() < 0.2:
             loss = denoising_loss(model, scheduler, planes, maps, free, generator)

@@ -97,9 +97,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
     scene.require_transmitter("dominant_path")
     constants = PathLaws.of(laws)
     if scene._cut_from is not None and city is None:  # the buildings beyond the crop matter
-        whole, left, top = scene._cut_from
-        height, width = scene.shape
-        gain = dominant_path(whole, **laws).gain_db[top : top + height, left : left + width]
+        gain = scene.cut_from_whole(dominant_path(scene._cut_from[0], **laws).gain_db)
         return RadioMap(gain, metres_per_pixel=scene.metres_per_pixel)
     city = city or prepare(scene)
     if city.shape != scene.shape:

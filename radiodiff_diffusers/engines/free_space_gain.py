@@ -28,6 +28,14 @@ def loss_at_one_metre(scene: Scene) -> float:
     return 20.0 * float(np.log10(4.0 * np.pi * scene.frequency_hz / SPEED_OF_LIGHT))
 
 
+def ground_reflectance(scene: Scene, permittivity: complex, away: np.ndarray) -> np.ndarray:
+    """|Gamma|^2 of the ground for vertical polarisation, at the angle of a bounce between the two antennas."""
+    elevation = np.arctan2(scene.transmitter_height + scene.receiver_height, away)
+    along = permittivity * np.sin(elevation)
+    across = np.sqrt(permittivity - np.cos(elevation) ** 2)
+    return np.abs((along - across) / (along + across)) ** 2
+
+
 def free_space_db(scene: Scene) -> np.ndarray:
     """(H, W) float32: -20 log10(4 pi d f / c) plus the antenna's gain towards each pixel."""
     x, y = scene.require_transmitter("free_space")

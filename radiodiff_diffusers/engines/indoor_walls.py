@@ -21,9 +21,7 @@ def indoor(scene: Scene, *, most_walls: int = 10) -> RadioMap:
         raise ValueError(f"most_walls must not be negative; got {most_walls}")
     x, y = scene.require_transmitter("indoor")
     if scene._cut_from is not None:  # walls beyond the crop matter
-        whole, left, top = scene._cut_from
-        height, width = scene.shape
-        gain = indoor(whole, most_walls=most_walls).gain_db[top : top + height, left : left + width]
+        gain = scene.cut_from_whole(indoor(scene._cut_from[0], most_walls=most_walls).gain_db)
     else:
         gain = free_space_db(scene) - through_walls(scene.transmittance, float(x), float(y), most_walls)
     gain = np.maximum(gain, GainScale.INDOOR.floor_db)

@@ -12,7 +12,7 @@ from ..geometry import distance_metres
 from ..rays import GRAZE, obstructed_metres
 from ..scene import RadioMap, Scene
 from .dominant_paths import City, free_start, prepared
-from .free_space_gain import SPEED_OF_LIGHT
+from .free_space_gain import SPEED_OF_LIGHT, ground_reflectance
 
 RAYS = 8192  # half a pixel apart at 650 pixels
 MAX_DEPTH = 5
@@ -33,11 +33,11 @@ def reflected_rays(scene: Scene, *, max_depth: int = MAX_DEPTH, city: City | Non
     if max_depth != int(max_depth) or max_depth < 0:
         raise ValueError(f"max_depth must be a whole number from 0 up; got {max_depth!r}")
     if scene._cut_from is not None and city is None:  # the walls beyond the crop reflect, too
-        whole, left, top = scene._cut_from
-        height, width = scene.shape
-        gain = reflected_rays(whole, max_depth=max_depth).gain_db[top : top + height, left : left + width]
+        gain = scene.cut_from_whole(reflected_rays(scene._cut_from[0], max_depth=max_depth).gain_db)
         return RadioMap(gain, metres_per_pixel=scene.metres_per_pixel)
-    power = reflected_power(scene, int(max_depth), city) * (1.0 + _ground_reflectance(scene))
+    ground = _permittivity(MEDIUM_DRY_GROUND, scene.frequency_hz)
+    reflectance = ground_reflectance(scene, ground, np.maximum(distance_metres(scene), 1e-3))
+    power = reflected_power(scene, int(max_depth), city) * (1.0 + reflectance)
     floor = RadioMap.scale.floor_db
     gain = np.maximum(10.0 * np.log10(np.maximum(power, 1e-30)), floor)
     return RadioMap(np.where(scene.buildings, floor, gain).astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
@@ -61,15 +61,6 @@ def _permittivity(material: tuple[float, float, float], frequency_hz: float) -> 
     ghz = frequency_hz / 1e9
     permittivity, factor, power = material
     return complex(permittivity, -17.98 * factor * ghz**power / ghz)
-
-
-def _ground_reflectance(scene: Scene) -> np.ndarray:
-    """|Gamma|^2 of the ground for vertical polarisation, at the angle of a bounce between the two antennas."""
-    elevation = np.arctan2(scene.transmitter_height + scene.receiver_height, np.maximum(distance_metres(scene), 1e-3))
-    permittivity = _permittivity(MEDIUM_DRY_GROUND, scene.frequency_hz)
-    along = permittivity * np.sin(elevation)
-    across = np.sqrt(permittivity - np.cos(elevation) ** 2)
-    return np.abs((along - across) / (along + across)) ** 2
 
 
 @njit(cache=True, nogil=True)

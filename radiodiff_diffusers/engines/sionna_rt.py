@@ -25,10 +25,10 @@ import numpy as np
 
 from ..geometry import clean_polygons, rasterize
 from ..scene import RadioMap, Scene
+from .free_space_gain import SPEED_OF_LIGHT, ground_reflectance
 from .outlines import outlines
 
 CLIMB = 10.0  # metres from the transmitter up to the plane on which rays are collected
-SPEED_OF_LIGHT = 299_792_458.0
 OLDEST_LLVM = 17  # 15 and 16 end the process with "cannot select"
 NEWEST_TRIED_LLVM = 19
 
@@ -314,7 +314,7 @@ def _solve(rt, world, ground, scene, free_share, max_depth, diffraction, samples
     friis = (wavelength / (4 * np.pi * np.maximum(np.hypot(away, rise), 1.0))) ** 2
     power = indirect + friis * _sees(world, scene, (east, north))
     if ground is not None:
-        power *= 1 + _ground_reflectance(ground, scene, away)
+        power *= 1 + ground_reflectance(scene, _permittivity(ground, scene), away)
 
     scale = RadioMap.__dataclass_fields__["scale"].default
     gain = np.full(scene.shape, scale.floor_db)
@@ -362,12 +362,7 @@ def _sees(world: Any, scene: Scene, place: tuple[float, float]) -> np.ndarray:
     return free.reshape(scene.shape).astype(np.float64)
 
 
-def _ground_reflectance(ground: Any, scene: Scene, away: np.ndarray) -> np.ndarray:
-    """|Gamma|^2 of the ground for vertical polarisation, at the angle of a bounce between the two antennas."""
-    permittivity = float(np.array(ground.relative_permittivity).ravel()[0])
-    conductivity = float(np.array(ground.conductivity).ravel()[0])
-    complex_permittivity = permittivity - 1j * conductivity / (2 * np.pi * scene.frequency_hz * 8.8541878128e-12)
-    elevation = np.arctan2(scene.transmitter_height + scene.receiver_height, away)
-    along = complex_permittivity * np.sin(elevation)
-    across = np.sqrt(complex_permittivity - np.cos(elevation) ** 2)
-    return np.abs((along - across) / (along + across)) ** 2
+def _permittivity(material: Any, scene: Scene) -> complex:
+    permittivity = float(np.array(material.relative_permittivity).ravel()[0])
+    conductivity = float(np.array(material.conductivity).ravel()[0])
+    return permittivity - 1j * conductivity / (2 * np.pi * scene.frequency_hz * 8.8541878128e-12)

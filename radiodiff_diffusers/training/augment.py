@@ -16,7 +16,17 @@ from ..scene import RadioMap, Scene
 SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 # Channels that a cache may have read and that turn like a picture.
 TURNED_AS_READ = frozenset(
-    ("visibility", "obstruction", "log_distance", "free_space", "detour_loss", "detour_turn", "distance", "wall_loss")
+    (
+        "visibility",
+        "obstruction",
+        "log_distance",
+        "free_space",
+        "detour_loss",
+        "detour_turn",
+        "reflected_loss",
+        "distance",
+        "wall_loss",
+    )
 )
 _PLANES = ("buildings", "cars", "reflectance", "transmittance", "measurements", "k2")
 
