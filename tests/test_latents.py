@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from radiodiff_diffusers.commands import latents as command
@@ -246,18 +247,44 @@ def test_damaged_folders_get_one_line(extracted, tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
-def test_swapped_labels_are_refused(extracted, tmp_path):
-    folder, data, _ = extracted
-    copy = copy_of(folder, tmp_path / "copy")
-    path = copy / "latents_rank00_shard001.safetensors"
-    tensors = load_file(path)
-    from safetensors import safe_open
+def change_labels(shard, change):
+    """Another order or other numbers in a finished shard; everything else in it stays."""
+    with safe_open(shard, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(shard)
+    save_file(tensors | {"labels": change(tensors["labels"])}, shard, metadata=metadata)
 
-    with safe_open(path, framework="pt") as shard:
-        metadata = shard.metadata()
-    save_file(tensors | {"labels": 2 - tensors["labels"]}, path, metadata=metadata)
+
+@pytest.mark.parametrize("change", [lambda labels: 2 - labels, lambda labels: labels.flip(0).contiguous()])
+def test_changed_labels_are_refused(extracted, tmp_path, change, caplog):
+    folder, data, vae = extracted
+    copy = copy_of(folder, tmp_path / "copy")
+    change_labels(copy / "latents_rank00_shard001.safetensors", change)
     with pytest.raises(ValueError, match="not those of the data, in its order"):
         LatentDataset(copy, data=data)
+    with pytest.raises(ValueError, match="not those that were extracted .changed, or in another order") as error:
+        LatentDataset(copy)  # nobody names the images: the manifest knows
+    assert "\n" not in str(error.value)
+    # extracting again does what the line says
+    kept = (copy / "latents_rank00_shard000.safetensors").stat().st_mtime_ns
+    extract_latents(vae, data, copy, batch_size=3, shard_size=4)
+    assert "shard001.safetensors has labels that are not those of its images: made again" in caplog.text
+    assert (copy / "latents_rank00_shard000.safetensors").stat().st_mtime_ns == kept
+    assert LatentDataset(copy).labels.tolist() == LatentDataset(folder).labels.tolist()
+
+
+def test_a_manifest_of_before_the_labels_were_in_it(extracted, tmp_path, caplog):
+    folder, data, vae = extracted
+    older = copy_of(folder, tmp_path / "older")
+    manifest = json.loads((older / "latents.json").read_text())
+    del manifest["labels"]
+    (older / "latents.json").write_text(json.dumps(manifest | {"format": 1}))
+    assert len(LatentDataset(older)) == 10
+    assert "older version and does not say which labels the latents have" in caplog.text
+    extract_latents(vae, data, older, batch_size=3, shard_size=4)
+    assert (older / "latents.json").read_text() == (folder / "latents.json").read_text()
+    caplog.clear()
+    assert LatentDataset(older, data=data) and not caplog.text
 
 
 def test_latents_of_the_original_are_read(tmp_path):

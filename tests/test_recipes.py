@@ -405,7 +405,8 @@ def test_the_command_says_what_it_starts_or_where_the_recipes_are(monkeypatch, t
     command = make_command("ldm", ["--config", "radio_train_tiny.yaml", "--max_steps", "3", "--num-processes", "2"])
     assert command[3:6] == ["launch", "--num_processes", "2"]
     assert command[6:] == [
-        str(EXAMPLES / "ldm/train.py"), "--config", str(EXAMPLES / "ldm/radio_train_tiny.yaml"), "--max_steps", "3"
+        "--quiet", str(EXAMPLES / "ldm/train.py"), "--config", str(EXAMPLES / "ldm/radio_train_tiny.yaml"),
+        "--max_steps", "3",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no recipe 'lmd'; there are: .*ldm"):
         find_recipe("lmd")

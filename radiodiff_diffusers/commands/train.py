@@ -34,7 +34,8 @@ def make_command(recipe: str, arguments: list[str]) -> list[str]:
         command.append("--cpu")
     if ours.num_processes:
         command += ["--num_processes", str(ours.num_processes)]
-    command.append(str(script))
+    # the recipe has said in one line what is wrong: no traceback of the launcher's own below it
+    command += ["--quiet", str(script)]
     if ours.config:
         beside = script.parent / ours.config
         config = beside if not Path(ours.config).exists() and beside.exists() else Path(ours.config)

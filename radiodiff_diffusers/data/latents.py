@@ -4,7 +4,8 @@ A folder of latents holds
 
     latents_rank00_shard000.safetensors ...   `latents` (a sample of the posterior), `labels`, `mean`, `std` (of the
                                               posterior), with `flip` also `latents_flip`, `mean_flip`, `std_flip`
-    latents.json                              fingerprints of tokenizer and data, users, statistics; written last
+    latents.json                              fingerprints of tokenizer, data and labels, users, statistics; written
+                                              last
     latents_stats.pt                          the statistics once more, as the original LightningDiT reads them
 
 The first two tensors are what the original's training reads; the posterior's moments let ours sample anew each epoch.
@@ -41,6 +42,12 @@ def tokenizer_fingerprint(vae) -> str:
     return digest.hexdigest()
 
 
+def labels_fingerprint(labels) -> str:
+    """A hash of the labels in their order."""
+    numbers = torch.as_tensor(labels, dtype=torch.int64).flatten().contiguous().numpy()
+    return hashlib.blake2b(numbers.astype("<i8").tobytes(), digest_size=16).hexdigest()
+
+
 def extract_latents(
     vae,
     dataset,
@@ -60,8 +67,8 @@ def extract_latents(
 
     Args:
         vae: The tokenizer, an `AutoencoderKL`.
-        dataset: Items with `image` ((channels, height, width) in [-1, 1]) and `label`, and a method `fingerprint()`,
-            such as [`MicroDopplerFolder`] without augmentation.
+        dataset: Items with `image` ((channels, height, width) in [-1, 1]) and `label`, all `labels` in order, and a
+            method `fingerprint()`, such as [`MicroDopplerFolder`] without augmentation.
         folder: Where the shards go. Finished shards of the same tokenizer and data are kept, so that an interrupted
             extraction goes on; any others stop it, unless `overwrite`.
         flip: Also encode mirrored images. Mirroring turns time round in a spectrogram: leave it off there.
@@ -85,6 +92,8 @@ def extract_latents(
         "dtype": str(dtype),
     }
     shards = [range(i, min(i + shard_size, len(dataset))) for i in range(0, len(dataset), shard_size)]
+    labels = [int(label) for label in dataset.labels]
+    expected = [labels[shard.start : shard.stop] for shard in shards]
     paths = [folder / f"latents_rank00_shard{k:03d}.safetensors" for k in range(len(shards))]
     mine = range(rank, len(shards), world_size)
     if overwrite:  # every process removes its own, so that none takes away what another has just made
@@ -92,7 +101,7 @@ def extract_latents(
         for old in [paths[k] for k in mine] + sorted(others):
             if not _is_current(old, origin):
                 old.unlink(missing_ok=True)
-    todo = [k for k in mine if not _is_finished(paths[k], origin)]
+    todo = [k for k in mine if not _is_finished(paths[k], origin, expected[k])]
     vae = vae.to(device).eval()
     from tqdm import tqdm
 
@@ -105,7 +114,7 @@ def extract_latents(
             partial.replace(paths[k])
 
     if all(_is_current(path, origin) for path in paths):
-        _write_manifest(folder, paths, shards, origin, vae, dataset)
+        _write_manifest(folder, paths, shards, origin, vae, dataset, labels)
     return folder
 
 
@@ -155,12 +164,13 @@ def _is_current(path: Path, origin: dict) -> bool:
         return False
 
 
-def _is_finished(path: Path, origin: dict) -> bool:
+def _is_finished(path: Path, origin: dict, expected_labels: list[int]) -> bool:
     if not path.exists():
         return False
     try:
         with safe_open(path, framework="pt") as shard:
             given = shard.metadata() or {}
+            labels = shard.get_tensor("labels").tolist() if "labels" in shard.keys() else None
     except SafetensorError:
         logger.warning("%s is damaged (a full disk, a broken copy?): made again", path)
         return False
@@ -169,15 +179,19 @@ def _is_finished(path: Path, origin: dict) -> bool:
             raise ValueError(f"{path} is of {what}: take another folder, or overwrite (--overwrite)")
     if given != origin | {"total_size": given.get("total_size")}:
         raise ValueError(f"{path} has another seed, shard size or precision: take another folder, or --overwrite")
+    if labels != expected_labels:
+        logger.warning("%s has labels that are not those of its images: made again", path)
+        return False
     return True
 
 
-def _write_manifest(folder, paths, shards, origin, vae, dataset) -> None:
+def _write_manifest(folder, paths, shards, origin, vae, dataset, labels) -> None:
     mean, std, count, shape = channel_statistics(paths)
     users = getattr(dataset, "users", {})
     manifest = {
-        "format": 1,
+        "format": 2,
         **origin,
+        "labels": labels_fingerprint(labels),
         "images": len(dataset),
         "latent_shape": shape,
         "size": getattr(dataset, "size", None),
@@ -270,6 +284,7 @@ class LatentDataset(torch.utils.data.Dataset):
         self.labels = torch.cat([labels for _, labels, _ in self._shards])
         if data is not None and self.labels.tolist() != [int(label) for label in data.labels]:
             raise ValueError(f"the labels in {self.folder} are not those of the data, in its order: extract again")
+        self._check_labels()
         if num_classes is not None and self.labels.max() >= num_classes:
             raise ValueError(
                 f"{self.folder} has the class {int(self.labels.max())}, but there are {num_classes} classes"
@@ -317,6 +332,21 @@ class LatentDataset(torch.utils.data.Dataset):
             if extra:
                 raise ValueError(f"{self.folder / min(extra)} does not belong to the other shards: remove it")
         return shards
+
+    def _check_labels(self) -> None:
+        if self.manifest is None:
+            return
+        if "labels" not in self.manifest:
+            logger.warning(
+                "%s is of an older version and does not say which labels the latents have, so they are not checked: "
+                "run the extraction again to add that, finished shards are kept",
+                self.folder / MANIFEST,
+            )
+        elif labels_fingerprint(self.labels) != self.manifest["labels"]:
+            raise ValueError(
+                f"the labels in {self.folder} are not those that were extracted (changed, or in another order): "
+                "extract again, shards with the right labels are kept"
+            )
 
     def _statistics(self):
         if self.manifest is not None:
