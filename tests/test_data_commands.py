@@ -23,10 +23,11 @@ def test_a_whole_set_passes(seer, icassp, capsys):
     assert main(["data", "check", str(seer)]) == 0
     assert "all is well" in capsys.readouterr().out
     report = check(icassp)
-    assert report.problems == [] and report.files == 6 + 18 + 36 + 2
+    assert report.problems == [] and report.files == 6 + 18 + 36 + 2 + 3
     assert "6 samples, 3 buildings (2 to 2 samples each)" in report.facts["task 1"]
     assert "_seen" not in report.facts and report.facts["sizes"].startswith("3: ")
-    assert check(icassp, quick=True).problems == []
+    quick = check(icassp, quick=True)
+    assert quick.problems == [] and "_seen" not in quick.facts
 
 
 def test_everything_wrong_in_radiomapseer_is_named_at_once(seer, tmp_path, capsys):
@@ -98,6 +99,31 @@ def test_everything_wrong_in_icassp_is_named_at_once(icassp, tmp_path):
     assert any("row and column" in note for note in check(swapped).notes)
 
 
+def test_sizes_are_checked_against_the_building_details(icassp, tmp_path):
+    root = shutil.copytree(icassp, tmp_path / "set")
+    width, height = tiny_sets.indoor_size(1)
+    details = root / "Building_Details"
+    (details / "B1_Details.csv").write_text(f"W,H\n{width + 1},{height}\n")
+    (details / "B3_Details.csv").unlink()
+    for kind, plane in (("Inputs", np.zeros((20, 20, 3), np.uint8)), ("Outputs", np.full((20, 20), 50, np.uint8))):
+        tiny_sets.save(root / f"{kind}/Task_1_ICASSP/B2_Ant1_f1_S0.png", plane)
+        tiny_sets.save(root / f"{kind}/Task_1_ICASSP/B3_Ant1_f1_S0.png", plane)
+    sizes = [line for line in check(root).problems if "distance channel" not in line]
+    two, three = ("{} x {}".format(*tiny_sets.indoor_size(building)) for building in (2, 3))
+    assert sorted(line.removeprefix(f"{root}/") for line in sizes) == [
+        f"Building_Details/B1_Details.csv: {width + 1} x {height} pixels, all 20 inputs have {width} x {height}",
+        "Building_Details/B3_Details.csv: missing",
+        f"Inputs/Task_1_ICASSP/B2_Ant1_f1_S0.png: 20 x 20 pixels, Building_Details says {two}",
+        f"Inputs/Task_1_ICASSP/B3_Ant1_f1_S0.png: 20 x 20 pixels, most of building 3 have {three}",
+    ]
+    (details / "B2_Details.csv").write_text("W\n3\n")
+    assert any("B2_Details.csv is damaged" in line for line in check(root).problems)
+    shutil.rmtree(details)
+    report = check(root)
+    assert any("Building_Details/ is not here" in note for note in report.notes)
+    assert sum("pixels, most of building" in line for line in report.problems) == 2
+
+
 def test_arrange_then_check(icassp, tmp_path, capsys):
     out = tmp_path / "arranged"
     arguments = ["data", "arrange", str(icassp), "-o", str(out), "--size", "48", "--task", "2", "--split-by", "sample"]
@@ -113,6 +139,12 @@ def test_arrange_then_check(icassp, tmp_path, capsys):
     assert [line for line in check(out).problems if line.startswith("train/edge/") and line.endswith("missing")]
     assert main([*arguments, "--fit", "stretch"]) == 2
     assert "unknown fit" in capsys.readouterr().err
+    assert main([*arguments, "--hertz", "2.4e9"]) == 2
+    assert "--hertz takes NUMBER=HERTZ" in capsys.readouterr().err
+    other = [str(tmp_path / "other"), "--task", "2", "--size", "48", "--frequencies", "2", "--hertz", "2=2.4e9"]
+    assert main(["data", "arrange", str(icassp), "-o", *other]) == 0
+    made = json.loads((tmp_path / "other/manifest.json").read_text())["samples"]
+    assert len(made) == 6 and {about["frequency_hz"] for about in made.values()} == {2.4e9}
 
 
 def test_export_to_parquet_and_to_files(seer, tmp_path, capsys):

@@ -50,7 +50,9 @@ def test_tasks_differ_in_antennas_and_frequencies(tree):
     assert [str(n) for n in data.names] == ["B2_Ant2_f3_S0", "B2_Ant2_f3_S1"]
     scene, _ = data[0]
     assert scene.frequency_hz == 3.5e9 and np.ptp(scene.antenna_pattern) > 35
-    assert ICASSP2025(tree, "all", task=2, frequencies=[2], hertz={2: 2.4e9})[0][0].frequency_hz == 2.4e9
+    for hertz in ({2: 2.4e9}, {"2": "2.4e9"}):  # the second is what YAML makes of {2: 2.4e9} in a file
+        assert ICASSP2025(tree, "all", task=2, frequencies=[2], hertz=hertz)[0][0].frequency_hz == 2.4e9
+    assert read_scene(tree, "B1_Ant1_f2_S0", 2, frequency_hz=2.4e9).frequency_hz == 2.4e9
 
 
 def test_an_unknown_frequency_says_what_to_pass(tree):
@@ -120,6 +122,19 @@ def test_wrong_options_are_refused(tree):
         ICASSP2025(tree, "all", buildings=[9])
     with pytest.raises(ValueError, match="B#_Ant#_f#_S#"):
         read_scene(tree, "B1.png")
+
+
+def test_building_details_say_how_large_the_maps_are(tree, tmp_path):
+    width, height = tiny_sets.indoor_size(2)
+    assert ICASSP2025Folder(tree).size(2) == (height, width) and ICASSP2025Folder(tree).size(9) is None
+    root = shutil.copytree(tree, tmp_path / "set")
+    tiny_sets.save(root / "Outputs/Task_1_ICASSP/B2_Ant1_f1_S0.png", np.full((9, 9), 50, np.uint8))
+    with pytest.raises(ValueError, match=f"its output is 9 x 9 pixels, .*Building_Details says {width} x {height}"):
+        ICASSP2025(root, "all")[2]
+    for text in ("W,H\n", "a,b\n1,2\n", "W,H\n1.5,2\n", "W,H\n-3,2\n", "W,H\nx,2\n"):
+        (root / "Building_Details/B2_Details.csv").write_text(text)
+        with pytest.raises(ValueError, match="B2_Details.csv is damaged: expected columns W and H"):
+            ICASSP2025Folder(root).size(2)
 
 
 # Splits --------------------------------------------------------------------------------------------------------------
@@ -297,6 +312,52 @@ def test_arranged_layout(tree, tmp_path):
     assert scene.azimuth == source.azimuth and scene.frequency_hz == 1.8e9
     assert np.allclose(scene.antenna_pattern, source.antenna_pattern)
     assert np.allclose(radio_map.gray, edge)
+
+
+def rename_band(root, old, new):
+    """The files of one frequency number under another: bands that the set's documentation does not know."""
+    for path in [p for p in root.rglob(f"*_f{old}[_.]*") if p.is_file()]:
+        path.rename(path.with_name(path.name.replace(f"_f{old}", f"_f{new}")))
+
+
+def test_other_bands_and_chosen_numbers_are_arranged(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "set")
+    rename_band(root, 3, 4)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"unknown frequency f4: pass hertz=\{4: .*--hertz 4=2.4e9"):
+        arrange(root, out, Arrangement(task=2, size=48))
+    assert not out.exists()
+    chosen = Arrangement(task=2, size=48, frequencies=[4, 2], buildings=(1, 2), hertz={4: 5.2e9, "f2": "2.4e9"})
+    assert arrange(root, out, chosen, workers=2)["failed"] == []
+    data = ArrangedIndoor(out, "all")
+    found = {name: data[k][0] for k, (_, name) in enumerate(data.items)}
+    assert sorted({(n.building, n.frequency) for n in found}) == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert {scene.frequency_hz for n, scene in found.items() if n.frequency == 4} == {5.2e9}
+    assert {scene.frequency_hz for n, scene in found.items() if n.frequency == 2} == {2.4e9}
+    scene = ICASSP2025Folder(root).scene(Name(1, 1, 4, 0), 2, 5.2e9)
+    split, name = next(item for item in data.items if item[1] == Name(1, 1, 4, 0))
+    image = gray_of(out / split / "image" / f"{name}.png")
+    row, column = found[name].transmitter_pixel
+    assert image[row, column, 2] == np.rint(channels_indoor.free_space_loss_db(scene)[scene.transmitter_pixel])
+    arrange(root, out, Arrangement(task=2, size=48, frequencies=[2, 4], buildings=[1, 2], hertz={2: 2.4e9, 4: 5.2e9}))
+    with pytest.raises(ValueError, match="arranged with hertz"):
+        arrange(root, out, Arrangement(task=2, size=48, frequencies=[2, 4], buildings=[1, 2], hertz={4: 6e9}))
+    with pytest.raises(ValueError, match=r"task 2 has no samples of frequencies \[9\]"):
+        arrange(root, tmp_path / "none", Arrangement(task=2, frequencies=[9]))
+
+
+def test_a_split_does_not_change_with_what_is_chosen(tree, tmp_path):
+    arrange(tree, tmp_path / "all", Arrangement(task=3, size=16, scheme="sample"), workers=2)
+    arrange(tree, tmp_path / "few", Arrangement(task=3, size=16, scheme="sample", antennas=[2]), workers=2)
+    whole, few = (json.loads((tmp_path / x / "manifest.json").read_text())["samples"] for x in ("all", "few"))
+    assert len(few) == 18 and all(whole[name]["split"] == about["split"] for name, about in few.items())
+
+
+@pytest.mark.parametrize("hertz", [{2: "fast"}, {"two": 2.4e9}, {2: -1}, {0: 1e9}, 2.4e9])
+def test_wrong_bands_get_one_line(tree, hertz):
+    with pytest.raises(ValueError, match="such as .*2: 2.4e9") as caught:
+        ICASSP2025(tree, "all", hertz=hertz)
+    assert "\n" not in str(caught.value)
 
 
 def test_arranging_again_changes_nothing_and_other_settings_are_refused(tree, tmp_path):

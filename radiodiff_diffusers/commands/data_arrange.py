@@ -20,6 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, metavar="PIXELS", help="side (default: 256 or 320 by layout)")
     parser.add_argument("--fit", default="crop", help="crop (default) keeps the scale; resize squeezes whole maps in")
+    for what in ("frequencies", "antennas", "buildings"):
+        parser.add_argument(f"--{what}", type=int, nargs="+", metavar="N", help="only these numbers (default: all)")
+    parser.add_argument(
+        "--hertz",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N=HZ",
+        help="what a frequency number stands for, as 2=2.4e9 (default: 1=868e6 2=1.8e9 3=3.5e9)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
 
 
@@ -34,10 +44,27 @@ def run(args: argparse.Namespace) -> int:
     def progress(done, count):
         return tqdm(done, total=count, unit="sample", disable=None)
 
-    arrangement = Arrangement(args.layout, args.task, args.split_by, args.size, args.fit)
+    arrangement = Arrangement(
+        args.layout,
+        args.task,
+        args.split_by,
+        args.size,
+        args.fit,
+        args.buildings,
+        args.antennas,
+        args.frequencies,
+        hertz=dict(_band(text) for text in args.hertz),
+    )
     counts = arrange(args.folder, args.output, arrangement, args.workers, progress)
     failed = counts.pop("failed")
     for line in failed:
         print(line, file=sys.stderr)
     print(json.dumps({"folder": args.output, **counts, "failed": len(failed)}))
     return 1 if failed else 0
+
+
+def _band(text: str) -> tuple[str, str]:
+    number, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--hertz takes NUMBER=HERTZ, such as 2=2.4e9; got {text!r}")
+    return number, value

@@ -88,8 +88,8 @@ def check(
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             done = pool.map(run_job, jobs)
             report.problems += [line for line in (progress(done, len(jobs)) if progress else done) if line]
-        if kind in ("icassp2025", "arranged"):
-            icassp2025_check.finish(report)
+    if kind in ("icassp2025", "arranged"):
+        icassp2025_check.finish(report)
     return report
 
 

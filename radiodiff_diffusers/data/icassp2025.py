@@ -17,7 +17,7 @@ import numpy as np
 
 from ..scene import RadioMap, Scene
 from .crops import crop_pair
-from .icassp2025_files import ICASSP2025Folder, Name
+from .icassp2025_files import ICASSP2025Folder, Name, read_bands, require_bands, select
 from .plane_cache import PlaneCache
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ VIEWS = {
 }
 
 
-def read_scene(root: str | Path, name: str, task: int = 1) -> Scene:
-    """One scene by its file name, such as `"B1_Ant1_f1_S0"`; the Outputs folder is not needed."""
+def read_scene(root: str | Path, name: str, task: int = 1, frequency_hz: float | None = None) -> Scene:
+    """One scene by its file name, such as `"B1_Ant1_f1_S0"`; the Outputs folder is not needed.
+
+    `frequency_hz` is for samples of other bands than f1 868 MHz, f2 1.8 GHz, f3 3.5 GHz.
+    """
     parsed = Name.parse(Path(name).stem)
     if parsed is None:
         raise ValueError(f"{name!r} is not the name of a sample: expected B#_Ant#_f#_S#, such as B1_Ant1_f1_S0")
-    return ICASSP2025Folder(root).scene(parsed, task)
+    return ICASSP2025Folder(root).scene(parsed, task, frequency_hz)
 
 
 def choose_samples(names: Sequence[Name], split: str, scheme: str = "building") -> list[Name]:
@@ -89,7 +92,7 @@ class ICASSP2025:
         random_crop (`bool`, *optional*): draw crops; where left out, in training alone.
         buildings, antennas, frequencies (*optional*): only these numbers.
         hertz (`dict`, *optional*): frequency number -> hertz, where it differs from f1 868 MHz, f2 1.8 GHz, f3 3.5
-            GHz.
+            GHz: `{2: 2.4e9}` for the challenge's test band.
         seed (`int`, defaults to 0): decides the crops, with the epoch.
         cache (`PlaneCache`, *optional*): keeps costly channels on disk.
     """
@@ -114,17 +117,15 @@ class ICASSP2025:
         self.folder = ICASSP2025Folder(root)
         self.task, self.crop, self.margin, self.seed, self.cache = task, crop, margin, seed, cache
         self.random_crop = split == "train" if random_crop is None else random_crop
-        self.hertz = hertz or {}
+        self.hertz = read_bands(hertz)
         self.epoch = 0
         chosen = choose_samples(self.folder.names(task), split, scheme)
-        for field, allowed in (("building", buildings), ("antenna", antennas), ("frequency", frequencies)):
-            if allowed is not None:
-                allowed = set(allowed)
-                chosen = [name for name in chosen if getattr(name, field) in allowed]
+        chosen = select(chosen, buildings, antennas, frequencies)
         if not chosen:
             raise ValueError(
                 f"{root}: no samples of task {task} in split {split!r} of scheme {scheme!r} with these choices"
             )
+        require_bands(chosen, self.hertz)
         self.names = chosen
 
     def __len__(self) -> int:
@@ -132,11 +133,7 @@ class ICASSP2025:
 
     def __getitem__(self, index: int) -> tuple[Scene, RadioMap]:
         name = self.names[index]
-        scene = self.folder.scene(name, self.task, self.hertz.get(name.frequency))
-        radio_map = self.folder.radio_map(name, self.task)
-        if radio_map.shape != scene.shape:
-            (height, width), (h, w) = scene.shape, radio_map.shape
-            raise ValueError(f"{name}: its output is {w} x {h} pixels, its input {width} x {height}")
+        scene, radio_map = self.folder.pair(name, self.task, self.hertz.get(name.frequency))
         if self.crop is not None:
             rng = np.random.default_rng([self.seed, self.epoch, *name]) if self.random_crop else None
             scene, radio_map = crop_pair(scene, radio_map, self.crop, self.margin, rng)

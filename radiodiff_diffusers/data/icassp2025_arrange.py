@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,17 @@ from ..geometry import distance_metres
 from ..scene import GainScale, RadioMap, Scene
 from .crops import crop_corner, pad_pair
 from .icassp2025 import choose_samples
-from .icassp2025_files import FREQUENCIES, HEIGHT, METRES_PER_PIXEL, ICASSP2025Folder, Name, read_input
+from .icassp2025_files import (
+    FREQUENCIES,
+    HEIGHT,
+    METRES_PER_PIXEL,
+    ICASSP2025Folder,
+    Name,
+    read_bands,
+    read_input,
+    require_bands,
+    select,
+)
 from .plane_cache import PlaneCache
 from .png import read_gray
 from .radiomapseer_writer import write_image, write_whole
@@ -38,6 +48,7 @@ MANIFEST = "manifest.json"
 SIZES = {"arranged": 256, "multi-condition": 320}
 FOLDERS = {"arranged": ("image", "edge"), "multi-condition": ("condition1", "condition2", "target")}
 FITS = ("crop", "resize")
+_CHOICES = ("buildings", "antennas", "frequencies")
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Arrangement:
         size (`int`, *optional*): side in pixels; 256 or 320 by layout where left out.
         fit (`str`): `"crop"` keeps 0.25 m a pixel, with the transmitter in the middle where the map allows it.
             `"resize"` squeezes the whole map into the square instead: both scales change, and the manifest says how.
+        buildings, antennas, frequencies (*optional*): only these numbers. Which split a sample is in does not change.
+        hertz (`dict`, *optional*): frequency number -> hertz, where it differs from f1 868 MHz, f2 1.8 GHz, f3 3.5
+            GHz: `{2: 2.4e9}` for the challenge's test band.
     """
 
     layout: str = "arranged"
@@ -58,6 +72,10 @@ class Arrangement:
     scheme: str = "building"
     size: int | None = None
     fit: str = "crop"
+    buildings: Sequence[int] | None = None
+    antennas: Sequence[int] | None = None
+    frequencies: Sequence[int] | None = None
+    hertz: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in SIZES:
@@ -68,6 +86,12 @@ class Arrangement:
             object.__setattr__(self, "size", SIZES[self.layout])
         if self.size < 16:
             raise ValueError(f"size must be at least 16 pixels; got {self.size}")
+        for name in _CHOICES:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, sorted(set(getattr(self, name))))
+        # As JSON has it, so that it compares with a manifest's.
+        bands = {str(band): value for band, value in sorted(read_bands(self.hertz).items())}
+        object.__setattr__(self, "hertz", bands or None)
 
 
 def arrange(
@@ -93,18 +117,28 @@ def arrange(
 
     arrangement = arrangement or Arrangement()
     folder, output = ICASSP2025Folder(root), Path(output)
-    _claim(output, arrangement)
+    hertz = read_bands(arrangement.hertz)
     names = folder.names(arrangement.task)
-    jobs = [(split, n) for split in ("train", "val", "test") for n in choose_samples(names, split, arrangement.scheme)]
+    jobs = []
+    for split in ("train", "val", "test"):
+        chosen = choose_samples(names, split, arrangement.scheme)
+        chosen = select(chosen, arrangement.buildings, arrangement.antennas, arrangement.frequencies)
+        jobs += [(split, name) for name in chosen]
     if not jobs:
-        raise ValueError(f"{root}: task {arrangement.task} has no samples")
+        wanted = [f"{key} {value}" for key, value in asdict(arrangement).items() if key in _CHOICES and value]
+        raise ValueError(
+            f"{root}: task {arrangement.task} has no samples" + (f" of {', '.join(wanted)}" if wanted else "")
+        )
+    require_bands((name for _, name in jobs), hertz)
+    _claim(output, arrangement)
     entries: dict[str, Any] = {}
     failed: list[str] = []
 
     def one(job: tuple[str, Name]) -> tuple[str, dict[str, Any] | str]:
         split, name = job
         try:
-            return str(name), {"split": split, **_arrange_one(folder, output / split, name, arrangement)}
+            about = _arrange_one(folder, output / split, name, arrangement, hertz.get(name.frequency))
+            return str(name), {"split": split, **about}
         except ValueError as error:
             return str(name), str(error)
 
@@ -121,11 +155,10 @@ def arrange(
     return {**counts, "failed": failed}
 
 
-def _arrange_one(folder: ICASSP2025Folder, output: Path, name: Name, arrangement: Arrangement) -> dict[str, Any]:
-    scene, radio_map = folder.scene(name, arrangement.task), folder.radio_map(name, arrangement.task)
-    if scene.shape != radio_map.shape:
-        (height, width), (h, w) = scene.shape, radio_map.shape
-        raise ValueError(f"{name}: its output is {w} x {h} pixels, its input {width} x {height}")
+def _arrange_one(
+    folder: ICASSP2025Folder, output: Path, name: Name, arrangement: Arrangement, frequency_hz: float | None
+) -> dict[str, Any]:
+    scene, radio_map = folder.pair(name, arrangement.task, frequency_hz)
     size, (height, width), (x, y) = arrangement.size, scene.shape, scene.transmitter
     about = {"frequency_hz": scene.frequency_hz, "azimuth": scene.azimuth, "metres_per_pixel": METRES_PER_PIXEL}
     if arrangement.fit == "crop":

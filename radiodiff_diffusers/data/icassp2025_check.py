@@ -20,7 +20,10 @@ def raw(report: Report) -> Iterator[Job]:
     """The set as it is downloaded."""
     folder = ICASSP2025Folder(report.root)
     seen: dict[str, Any] = {"sizes": Counter(), "loss": [], "reflectance": [], "transmittance": [], "swapped": [0, 0]}
+    # What Building_Details says a building's maps measure, and what the inputs do.
+    seen |= {"said": {}, "found": {}, "details": folder.details_path}
     report.facts["_seen"] = seen
+    everything: set[Name] = set()
     for task in TASKS:
         if not (report.root / "Inputs" / f"Task_{task}_ICASSP").is_dir():
             report.notes.append(f"task {task} is not here")
@@ -36,14 +39,17 @@ def raw(report: Report) -> Iterator[Job]:
         report.facts[f"task {task}"] = _distribution(names)
         for name in names:
             yield lambda n=name, t=task, has=name in outputs: _check_raw(folder, n, t, has, seen)
-    antennas = {
-        n.antenna
-        for task in TASKS
-        if (report.root / f"Inputs/Task_{task}_ICASSP").is_dir()
-        for n in folder.names(task)
-    }
-    for antenna in sorted(antennas):
+        everything |= set(names)
+    for antenna in sorted({n.antenna for n in everything}):
         yield lambda a=antenna: folder.pattern(a) is None or None
+    if not (report.root / "Building_Details").is_dir():
+        report.notes.append("Building_Details/ is not here: sizes are compared with each other alone")
+        return
+    for building in sorted({n.building for n in everything}):
+        if folder.details_path(building).is_file():
+            yield lambda b=building: _note_details(folder, b, seen)
+        else:
+            report.problems.append(f"Building_Details/B{building}_Details.csv: missing")
 
 
 def arranged(report: Report) -> Iterator[Job]:
@@ -89,6 +95,7 @@ def finish(report: Report) -> None:
         sizes = sorted(seen["sizes"])
         common = f" (most: {seen['sizes'].most_common(1)[0][0]})" if len(sizes) > 1 else ""
         report.facts["sizes"] = f"{len(sizes)}: {sizes[0]} ... {sizes[-1]}{common}" if len(sizes) > 1 else sizes[0]
+    report.problems += _wrong_sizes(seen)
     for key in ("reflectance", "transmittance", "loss"):
         if seen[key]:
             low, high = min(v[0] for v in seen[key]), max(v[1] for v in seen[key])
@@ -101,10 +108,34 @@ def finish(report: Report) -> None:
         )
 
 
+def _wrong_sizes(seen: dict[str, Any]) -> list[str]:
+    """Inputs of another size than their building's, by its details or else by most of them. Where all agree with each
+    other, it is the details that are wrong.
+    """
+    lines = []
+    for building, found in sorted(seen.get("found", {}).items()):
+        said, most = seen["said"].get(building), max(found, key=lambda size: len(found[size]))
+        if len(found) == 1:
+            if said and said != most:
+                lines.append(f"{seen['details'](building)}: {said} pixels, all {len(found[most])} inputs have {most}")
+            continue
+        expected = f"Building_Details says {said}" if said else f"most of building {building} have {most}"
+        for size in sorted(set(found) - {said or most}):
+            lines += [f"{path}: {size} pixels, {expected}" for path in sorted(found[size])]
+    return lines
+
+
+def _note_details(folder: ICASSP2025Folder, building: int, seen: dict[str, Any]) -> None:
+    height, width = folder.size(building)
+    seen["said"][building] = f"{width} x {height}"
+
+
 def _check_raw(folder: ICASSP2025Folder, name: Name, task: int, has_output: bool, seen: dict[str, Any]) -> str | None:
     reflectance, transmittance, distance = read_input(folder.input_path(name, task))
     height, width = distance.shape
-    seen["sizes"][f"{width} x {height}"] += 1
+    size = f"{width} x {height}"
+    seen["sizes"][size] += 1
+    seen["found"].setdefault(name.building, {}).setdefault(size, []).append(folder.input_path(name, task))
     _note_range(seen, "reflectance", reflectance)
     _note_range(seen, "transmittance", transmittance)
     x, y, _ = folder.position(name)

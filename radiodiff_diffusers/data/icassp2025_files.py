@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ TREE = """\
     Outputs/Task_1_ICASSP/B1_Ant1_f1_S0.png     path loss in dB
     Positions/Positions_B1_Ant1_f1.csv          X, Y, Azimuth; row 0 is S0
     Radiation_Patterns/Ant1_Pattern.csv         360 gains in dB
+    Building_Details/B1_Details.csv             W and H of the building's maps in pixels (checked where it is there)
   and the same for Task_2_ICASSP (three frequencies) and Task_3_ICASSP (five antennas as well)"""
 
 METRES_PER_PIXEL = 0.25
@@ -90,6 +92,16 @@ class ICASSP2025Folder:
     def pattern_path(self, antenna: int) -> Path:
         return self.root / "Radiation_Patterns" / f"Ant{antenna}_Pattern.csv"
 
+    def details_path(self, building: int) -> Path:
+        return self.root / "Building_Details" / f"B{building}_Details.csv"
+
+    def size(self, building: int) -> tuple[int, int] | None:
+        """(height, width) in pixels that the set says all maps of a building have; `None` where it has no details."""
+        path = self.details_path(building)
+        if path not in self._memory:
+            self._memory[path] = _load_size(path) if path.is_file() else None
+        return self._memory[path]
+
     def position(self, name: Name) -> tuple[float, float, float]:
         """X, Y and azimuth as the file has them."""
         path = self.positions_path(name)
@@ -111,10 +123,8 @@ class ICASSP2025Folder:
         """One sample's scene. `frequency_hz` overrides what the name says (the challenge's test band f2 is 2.4
         GHz).
         """
-        if frequency_hz is None and name.frequency not in FREQUENCIES:
-            raise ValueError(
-                f"{name}: unknown frequency f{name.frequency}: pass hertz={{{name.frequency}: 2.4e9}}, or what it is"
-            )
+        if frequency_hz is None:
+            require_bands([name], {})
         reflectance, transmittance, distance = read_input(self.input_path(name, task))
         transmitter, azimuth = self.transmitter(name, distance)
         walls = (reflectance > 0) | (transmittance > 0)
@@ -156,12 +166,63 @@ class ICASSP2025Folder:
         logger.warning("%s: position (%g, %g) does not fit the distance channel; used %s", name, x, y, nearest)
         return nearest, azimuth
 
+    def pair(self, name: Name, task: int, frequency_hz: float | None = None) -> tuple[Scene, RadioMap]:
+        """One sample's scene and map, which must be of one size."""
+        scene, radio_map = self.scene(name, task, frequency_hz), self.radio_map(name, task)
+        if radio_map.shape != scene.shape:
+            (height, width), (h, w), known = scene.shape, radio_map.shape, self.size(name.building)
+            right = f"; Building_Details says {known[1]} x {known[0]}" if known else ""
+            raise ValueError(f"{name}: its output is {w} x {h} pixels, its input {width} x {height}{right}")
+        return scene, radio_map
+
     def radio_map(self, name: Name, task: int) -> RadioMap:
         """One sample's path loss, as gain."""
         from .png import read_gray
 
         gray = read_gray(self.output_path(name, task))
         return RadioMap.from_gray(gray, scale=GainScale.INDOOR, metres_per_pixel=METRES_PER_PIXEL)
+
+
+def read_bands(hertz: Mapping[Any, Any] | None) -> dict[int, float]:
+    """Frequency number -> hertz as a user wrote it, such as {2: 2.4e9}, {"f2": "2.4e9"} or a line of YAML."""
+    if hertz is not None and not isinstance(hertz, Mapping):
+        raise ValueError(f"hertz must be frequency numbers with their hertz, such as {{2: 2.4e9}}; got {hertz!r}")
+    bands = {}
+    for number, value in (hertz or {}).items():
+        try:
+            band, frequency = int(str(number).removeprefix("f")), float(value)
+        except (TypeError, ValueError):
+            band, frequency = 0, 0.0
+        if band < 1 or not 0 < frequency < float("inf"):
+            raise ValueError(f"hertz takes a frequency number and its hertz, such as 2: 2.4e9; got {number}: {value}")
+        bands[band] = frequency
+    return bands
+
+
+def require_bands(names: Iterable[Name], hertz: Mapping[int, float]) -> None:
+    """One line where samples have a frequency that neither the set's documentation nor `hertz` knows."""
+    for name in names:
+        if name.frequency not in hertz and name.frequency not in FREQUENCIES:
+            band = name.frequency
+            raise ValueError(
+                f"{name}: unknown frequency f{band}: pass hertz={{{band}: 2.4e9}}, or what it is "
+                f"(radiodiff data arrange: --hertz {band}=2.4e9)"
+            )
+
+
+def select(
+    names: Iterable[Name],
+    buildings: Iterable[int] | None = None,
+    antennas: Iterable[int] | None = None,
+    frequencies: Iterable[int] | None = None,
+) -> list[Name]:
+    """Those of some samples that have one of these numbers; `None` takes all."""
+    chosen = list(names)
+    for field, allowed in (("building", buildings), ("antenna", antennas), ("frequency", frequencies)):
+        if allowed is not None:
+            allowed = set(allowed)
+            chosen = [name for name in chosen if getattr(name, field) in allowed]
+    return chosen
 
 
 def read_input(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,6 +263,18 @@ def _load_positions(path: Path) -> list[tuple[float, float, float]]:
         raise ValueError(f"{path}: no such file") from None
     except (KeyError, ValueError, TypeError):
         raise ValueError(f"{path} is damaged: expected columns X, Y, Azimuth with numbers") from None
+
+
+def _load_size(path: Path) -> tuple[int, int]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            row = {k.strip().upper(): float(v) for k, v in next(csv.DictReader(file)).items() if k and k.strip()}
+        width, height = row["W"], row["H"]
+    except (KeyError, ValueError, TypeError, StopIteration):
+        width = height = 0.5
+    if width < 1 or height < 1 or width % 1 or height % 1:
+        raise ValueError(f"{path} is damaged: expected columns W and H with whole numbers of pixels")
+    return int(height), int(width)
 
 
 def _load_pattern(path: Path) -> np.ndarray:
