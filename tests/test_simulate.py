@@ -139,6 +139,31 @@ def test_a_finished_one_makes_nothing_and_takes_more_cities(small, tmp_path):
     assert contents(folder) == contents(small)
 
 
+def test_whatever_is_lost_comes_back_with_the_same_bytes(tmp_path):
+    folder, options = tmp_path / "maps", {**SMALL, "cities": 2, "cars": 2, "size": 96, "area": 60, "style": "suburb"}
+    simulate(folder, workers=1, **options)
+    before = contents(folder)
+    lost = ["png/buildings_complete/0.png", "polygon/buildings_complete/1.json", "antenna/0.json", "png/cars/1.png"]
+    lost += ["polygon/buildings_and_cars/0.json", "png/antennas/0_3.png", "gain/DPM/1_0.png", "gain/carsDPM/1_2.png"]
+    kinds = {str(Path(name).parent) for name in before if "/" in name}
+    assert kinds == {str(Path(name).parent) for name in lost}  # one of each kind of file that there is
+    for name in lost:
+        (folder / name).unlink()
+        simulate(folder, workers=1, **options)
+        assert contents(folder).keys() == before.keys(), name
+    for name in lost:
+        (folder / name).unlink()
+    (folder / "gain/DPM/0_0.png").write_bytes(b"")
+    times = {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.name not in ("manifest.json", ".lock")
+    }
+    assert simulate(folder, workers=2, **options)["made"] == 4  # 0_0, 0_3, 1_0 and 1_2
+    assert contents(folder) == before
+    touched = [path.relative_to(folder) for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert [str(path) for path in touched] == ["gain/DPM/0_0.png"]
+    assert simulate(folder, workers=1, **options)["made"] == 0
+
+
 def test_cars_are_obstacles_of_their_own_maps(tmp_path):
     options = {**SMALL, "cities": 1, "size": 128, "area": 100, "style": "suburb"}
     simulate(tmp_path / "cars", workers=1, cars=12, **options)

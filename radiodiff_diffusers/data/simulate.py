@@ -126,7 +126,8 @@ def simulate(
         progress (`bool`, defaults to `True`): shows a bar with rate and time left.
 
     Returns:
-        `{"cities", "maps", "made", "seconds"}`: what the folder now holds, and what this call made.
+        `{"cities", "maps", "made", "seconds"}`: what the folder now holds, and of how many transmitters this call
+        made maps or dots. Files of a finished simulation that were lost come back with the same bytes.
     """
     if "sources" in parameters:
         parameters["sources"] = tuple(str(source) for source in parameters["sources"])
@@ -198,7 +199,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """The transmitters of a city that are still to be simulated."""
+    """A city that lacks files, and its transmitters that lack a map or a dot."""
 
     map_id: int
     transmitters: tuple[int, ...]
@@ -246,16 +247,30 @@ def _tiles(source: str, size: int, stride: int | None, metres_per_pixel: float) 
 
 
 def _unfinished(folder: Path, simulation: Simulation, cities: int) -> list[Job]:
+    """The cities of which any file is missing, each with its transmitters of which one is."""
+    present = {name: _names_in(folder / name) for name in (*_city_folders(simulation), *_map_folders(simulation))}
     jobs = []
     for map_id in range(cities):
         missing = tuple(
             t
             for t in range(simulation.transmitters)
-            if not all((folder / gain / f"{map_id}_{t}.png").is_file() for gain in _gain_folders(simulation))
+            if any(f"{map_id}_{t}.png" not in present[name] for name in _map_folders(simulation))
         )
-        if missing or not (folder / "antenna" / f"{map_id}.json").is_file():
+        if missing or any(f"{map_id}{suffix}" not in present[k] for k, suffix in _city_folders(simulation).items()):
             jobs.append(Job(map_id, missing))
     return jobs
+
+
+def _names_in(folder: Path) -> set[str]:
+    """The files of a folder, but for empty ones, which a machine that lost power may leave."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file() and entry.stat().st_size}
+
+
+def _holds_anything(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _split(jobs: list[Job], workers: int) -> list[Job]:
@@ -272,20 +287,26 @@ def _split(jobs: list[Job], workers: int) -> list[Job]:
 
 
 def _work(folder: Path, simulation: Simulation, layout: Layout, job: Job, done: Callable[[int], Any]) -> None:
-    """One city's files, then the maps of the job's transmitters."""
+    """One city's files, then the dots and maps of the job's transmitters that are not there."""
     city, places, cars = _city(simulation, layout, job.map_id)
     _write_city(folder, simulation, job.map_id, city, places, cars)
-    for gain, cars_shown in _gain_folders(simulation).items():
+    gains = _gain_folders(simulation)
+    lacking = {
+        gain: [t for t in job.transmitters if not _holds_anything(folder / gain / f"{job.map_id}_{t}.png")]
+        for gain in gains
+    }
+    last = {t: gain for gain, numbers in lacking.items() for t in numbers}  # with it a transmitter is done
+    for t in job.transmitters:
+        dot = np.zeros(city.shape, np.uint8)
+        dot[places[t][1], places[t][0]] = 255
+        write_image(folder / "png" / "antennas" / f"{job.map_id}_{t}.png", dot)
+    done(len(job.transmitters) - len(last))
+    for gain, cars_shown in gains.items():
         scene = city.replace(cars=cars[0]) if cars_shown else city
-        numbers = [t for t in job.transmitters if not (folder / gain / f"{job.map_id}_{t}.png").is_file()]
-        scenes = [scene.replace(transmitter=places[t]) for t in numbers]
-        for t, radio_map in zip(numbers, _run_engine(simulation, scenes), strict=True):
-            name = f"{job.map_id}_{t}.png"
-            dot = np.zeros(city.shape, np.uint8)
-            dot[places[t][1], places[t][0]] = 255
-            write_image(folder / "png" / "antennas" / name, dot)
-            write_image(folder / gain / name, np.rint(radio_map.gray).astype(np.uint8))
-            done(0 if cars_shown != (simulation.cars > 0) else 1)
+        scenes = [scene.replace(transmitter=places[t]) for t in lacking[gain]]
+        for t, radio_map in zip(lacking[gain], _run_engine(simulation, scenes), strict=True):
+            write_image(folder / gain / f"{job.map_id}_{t}.png", np.rint(radio_map.gray).astype(np.uint8))
+            done(1 if last[t] == gain else 0)
 
 
 def _city(simulation: Simulation, layout: Layout, map_id: int) -> tuple[Scene, list[tuple[int, int]], tuple | None]:
@@ -387,6 +408,19 @@ def _gain_folders(simulation: Simulation) -> dict[str, bool]:
     """Folder -> whether its maps show the cars."""
     name = ENGINES[simulation.engine]
     return {f"gain/{name}": False, f"gain/cars{name}": True} if simulation.cars else {f"gain/{name}": False}
+
+
+def _map_folders(simulation: Simulation) -> list[str]:
+    """Where each transmitter has a file."""
+    return [*_gain_folders(simulation), "png/antennas"]
+
+
+def _city_folders(simulation: Simulation) -> dict[str, str]:
+    """Where each city has a file, with its ending."""
+    folders = {"png/buildings_complete": ".png", "polygon/buildings_complete": ".json", "antenna": ".json"}
+    if simulation.cars:
+        folders |= {"png/cars": ".png", "polygon/buildings_and_cars": ".json"}
+    return folders
 
 
 def _write_city(folder: Path, simulation: Simulation, map_id: int, city: Scene, places, cars) -> None:
