@@ -74,6 +74,16 @@ def test_imagenet_normalization_by_request():
     assert not torch.allclose(corrected, FoundationFeatures(model)(picture), atol=1e-2)
 
 
+def test_antialiasing_by_request():
+    model, picture = tiny(14, 70), image(1, 3, 256, 256)
+    by_hand = F.interpolate(picture, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+    corrected = FoundationFeatures(model, antialias=True)(picture)
+    with torch.no_grad():
+        expected = model.forward_features(by_hand)[:, 1:].reshape(1, 16, 16, -1).permute(0, 3, 1, 2)
+    assert torch.equal(corrected, expected)
+    assert not torch.allclose(corrected, FoundationFeatures(model)(picture), atol=1e-3)
+
+
 def test_frozen_eval_and_half_precision():
     features = FoundationFeatures(tiny(16, 64)).train()
     assert not features.training and not features.model.training

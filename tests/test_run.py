@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from toy_recipe import ToyConfig, toy_model, toy_pairs
+from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
 from toy_runs import config_for, events, fresh_accelerator, go  # noqa: F401
 
 from radiodiff_diffusers.training.config import EMAConfig, TrainConfig
 from radiodiff_diffusers.training.data import Samples, generators, noise_like, training_batches
 from radiodiff_diffusers.training.ema import ModelEMA
-from radiodiff_diffusers.training.preflight import check_train_config
+from radiodiff_diffusers.training.preflight import check_train_config, validation_interval
 
 
 def test_accumulation_accumulates(tmp_path):
@@ -152,6 +152,20 @@ def test_streams_go_on_where_they_were():
 def test_contradictions_stop_before_the_start(change, message):
     with pytest.raises(ValueError, match=message):
         check_train_config(TrainConfig(**change), torch.device("cpu"))
+
+
+def test_validation_follows_the_data_and_comes_after_the_last_step(tmp_path, capsys):
+    config = config_for(tmp_path, max_steps=11, batch_size=3)
+    config.validation.steps = "1.5 epochs"  # of 12 maps: 6 steps
+    run, step = make_run(config)
+    run.train(step, validate=lambda at: {"nmse": 1.0 / at, "protocol": "raw"})
+    assert [e["step"] for e in events(tmp_path, "validation")] == [6, 11]
+    assert "every 6 steps, and after the last" in capsys.readouterr().err
+    assert validation_interval("5 epochs", 3720, 2) == 9300 and validation_interval("1 epoch", 3, 8) == 1
+    assert validation_interval(7, None, 8) == 7 and validation_interval(0, 100, 1) == 0
+    for wrong, images in (("five epochs", 9), ("0 epochs", 9), (-1, 9), ("2 epochs", None)):
+        with pytest.raises(ValueError, match="validation.steps is .*number of steps"):
+            validation_interval(wrong, images, 1)
 
 
 def test_the_run_says_what_it_will_do(tmp_path, capsys):

@@ -63,8 +63,19 @@ def test_the_full_size_has_the_published_parameters():
         vae = load("va_vae").make_vae(read("micro_doppler_dinov2"), 3)
     assert sum(p.numel() for p in vae.parameters()) == 69_836_067 and len(vae.state_dict()) == 342
     with torch.device("meta"):
-        mar = load("va_vae").make_vae(read("micro_doppler_plain", "--decoder_attention", "false"), 3)
-    assert len(mar.state_dict()) == 312
+        mar = load("va_vae").make_vae(read("mar"), 3)
+        sisters = {d: load("va_vae").make_vae(read(f"f16d{d}"), 3) for d in (16, 64)}
+    assert len(mar.state_dict()) == 312 and mar.config.latent_channels == 16
+    assert mar.config.up_block_types == ["UpDecoderBlock2D"] * 5 and mar.config.mid_block_add_attention
+    assert read("mar").alignment.foundation == "none" and read("f16d64").alignment.foundation == "dinov2"
+    for latent, sister in sisters.items():
+        shapes = {name: tensor.shape for name, tensor in sister.state_dict().items()}
+        different = [name for name, tensor in vae.state_dict().items() if shapes[name] != tensor.shape]
+        # only what touches the latent: the encoder's last layer, both 1 x 1 convolutions, the decoder's first layer
+        assert {name.rsplit(".", 1)[0] for name in different} == {
+            "encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in"
+        }  # fmt: skip
+        assert shapes["quant_conv.weight"] == (2 * latent, 2 * latent, 1, 1) and len(shapes) == 342
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -128,12 +139,40 @@ def test_the_projection_trains_with_the_autoencoder(trained):
 @pytest.mark.parametrize("name", [n for n in TINY if n != "micro_doppler_tiny"])
 def test_two_steps_of_the_variants(people, tmp_path, name):
     stages = ["--stages", "[{steps: 1, vf_weight: 0.5, disc_start: 0}, {steps: 1, distance_margin: 9}]"]
-    folder = go(people, tmp_path / "run", *(stages if "three" in name else []), config=name)
+    staged = bool(read(name).stages)
+    folder = go(people, tmp_path / "run", *(stages if staged else []), config=name)
     first, second = events(folder, "train")
-    assert ("loss/vf_loss" in first) == ("plain" not in name)
-    if "three" in name:
+    assert ("loss/vf_loss" in first) == (name not in ("micro_doppler_plain_tiny", "mar_tiny"))
+    vae = AutoencoderKL.from_pretrained(folder / "model")
+    assert vae.config.latent_channels == {"f16d16_tiny": 4, "f16d64_tiny": 16, "mar_tiny": 4}.get(name, 8)
+    attention = any(".attentions." in k for k in vae.state_dict() if k.startswith("decoder.up_blocks"))
+    assert attention == (name != "mar_tiny")
+    if staged:
         assert "loss/disc_loss" in first and "loss/disc_loss" not in second  # disc_start 150 of the second stage
         assert second["loss/vf_distance"] == 0 < first["loss/vf_distance"]  # no distance is beyond the margin
+
+
+def test_the_trackers_have_the_guides_names(people, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = go(people, tmp_path / "run", "--disc_start", "0", "--trackers", "tensorboard", "--max_steps", "1")
+    names = set()
+    for file in (folder / "logs").rglob("events.out.tfevents*"):
+        log = EventAccumulator(str(file))
+        log.Reload()
+        names |= set(log.Tags()["scalars"])
+    named = ("rec_loss", "nll_loss", "kl_loss", "vf_loss", "vf_weight", "g_loss", "d_weight", "disc_loss",
+             "logits_real", "logits_fake", "loss", "lr")  # fmt: skip
+    assert {f"train/{name}" for name in named} <= names
+    assert {"val/rec_loss", "val/vf_loss", "val/kl_loss", "val/psnr", "val/ssim"} <= names
+    assert not any(name.startswith(("loss/", "validation/")) for name in names)
+
+
+def test_the_corrected_preprocessing_reaches_the_foundation_model():
+    for name in ("antialias", "imagenet_normalization"):
+        assert getattr(read("micro_doppler_dinov2").alignment, name) is False  # as published
+        config = read("micro_doppler_tiny", f"--{name}", "true")
+        assert getattr(load("va_vae").make_foundation(config, torch.device("cpu")), name) is True
 
 
 def test_stages_know_their_place():
@@ -146,7 +185,7 @@ def test_stages_know_their_place():
     assert [recipe.stage_at(stages, n).start for n in (0, 24_999, 25_000, 10**6)] == [0, 0, 25_000, 28_750]
     config = read("micro_doppler_dinov2")
     recipe.plan_stages(config, images=3720, processes=1)
-    assert config.train.max_steps == 186_000
+    assert config.train.max_steps == 186_000 and config.validation.steps == "5 epochs"
     for wrong, message in (("[{vf_weight: 1}]", "either epochs or steps"), ("[{steps: 1, vf_wait: 1}]", "vf_wait"),
                            ("[{steps: 1, foundation: mae}]", "foundation")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

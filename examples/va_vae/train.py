@@ -72,6 +72,7 @@ class AlignmentConfig:
     cos_weight: float = option(1.0, "of the marginal cosine within the alignment")
     distance_weight: float = option(1.0, "of the marginal distance matrix within the alignment")
     imagenet_normalization: bool = option(False, "feed the foundation model as it was trained; the original does not")
+    antialias: bool = option(False, "antialias where the image is resized for it (256 to 224); the original does not")
     half_precision: bool = option(False, "the frozen foundation model in bfloat16")
 
 
@@ -232,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         averaged=("vae",),
         about={"disc_start": first_disc_start(stages)},
         best_by="rec_loss",
+        tracked_as={"loss": "train", "validation": "val"},  # val/rec_loss, train/vf_loss, ... as the original
     )  # fmt: skip
 
     def export(folder: Path) -> None:
@@ -287,6 +289,7 @@ def make_foundation(config: VAVAEConfig, device: torch.device) -> FoundationFeat
     options = {
         "downsample": 2 ** (len(config.model.multipliers) - 1),
         "imagenet_normalization": alignment.imagenet_normalization,
+        "antialias": alignment.antialias,
     }
     if alignment.foundation == "untrained":
         from timm.models.vision_transformer import VisionTransformer
@@ -392,7 +395,9 @@ def plan_stages(config: VAVAEConfig, images: int, processes: int) -> list[Stage]
 
 
 # what decides how the models are made cannot change on the way
-_FIXED = ("foundation", "weights", "reverse_proj", "imagenet_normalization", "half_precision", "perceptual")
+_FIXED = (
+    "foundation", "weights", "reverse_proj", "imagenet_normalization", "antialias", "half_precision", "perceptual"
+)  # fmt: skip
 _RENAMED = {"vf_weight": "weight"}  # `weight` alone would not say of what
 
 

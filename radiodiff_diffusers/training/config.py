@@ -110,7 +110,7 @@ class GuardConfig:
 
 @dataclass
 class ValidationConfig:
-    steps: int = option(500, "steps between two validations; 0 for none")
+    steps: int | str = option(500, "steps between two validations, or as text: 5 epochs; 0 for none")
     scenes: int = option(8, "how many validation scenes, always the same")
     batch_size: int = option(4, "scenes predicted at a time")
     inference_steps: int = option(5, "sampling steps of a diffusion model")

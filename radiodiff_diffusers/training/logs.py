@@ -19,9 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Only the main process writes; on the others every call does nothing."""
+    """Only the main process writes; on the others every call does nothing.
 
-    def __init__(self, folder: Path, accelerator, max_steps: int, config: dict[str, Any]):
+    `tracked_as` gives groups of numbers (what stands before the slash) other names in the trackers.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator,
+        max_steps: int,
+        config: dict[str, Any],
+        tracked_as: dict[str, str] | None = None,
+    ):
+        self.tracked_as = tracked_as or {}
         self.path = Path(folder) / "metrics.jsonl"
         self.accelerator = accelerator
         self.is_main = accelerator.is_main_process
@@ -53,11 +64,17 @@ class RunLog:
         )
 
     def track(self, values: dict[str, Any], step: int) -> None:
-        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        numbers = {
+            self._tracked_name(k): v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)
+        }
         try:
             self.accelerator.log(numbers, step=step)
         except OSError as error:
             logger.warning("the tracker could not write: %s", error)
+
+    def _tracked_name(self, name: str) -> str:
+        group, slash, rest = name.partition("/")
+        return self.tracked_as.get(group, group) + slash + rest
 
     def restart_clock(self, samples_seen: int) -> None:
         """Call after what is not training, so that it does not count as slow training."""

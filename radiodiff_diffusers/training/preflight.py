@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -31,6 +32,18 @@ def check_train_config(train: TrainConfig, device: torch.device) -> None:
         raise ValueError(f"train.adam_betas must be two numbers; got {train.adam_betas}")
 
 
+def validation_interval(every: int | str, images: int | None, batch: int) -> int:
+    """Optimiser steps between two validations: a number of them, or text such as `5 epochs`; 0 for none."""
+    if isinstance(every, int) and every >= 0:
+        return every
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) *epochs?", str(every).strip())
+    if found is None or not float(found[1]):
+        raise ValueError(f"validation.steps is {every!r}; expected a number of steps, or text such as 5 epochs")
+    if images is None:
+        raise ValueError(f"validation.steps is {every!r}, but a stream has no epochs: give a number of steps")
+    return max(1, math.ceil(float(found[1]) * images / batch))
+
+
 def describe_run(run: Any) -> str:
     """The block that a run prints before its first step."""
     train, accelerator = run.config.train, run.accelerator
@@ -50,6 +63,8 @@ def describe_run(run: Any) -> str:
             f"data          {size:,} samples, {math.ceil(size / batch):,} steps an epoch, "
             f"{train.max_steps * batch / size:.1f} epochs"
         )
+    if run.validation_steps:
+        lines.append(f"validation    every {run.validation_steps:,} steps, and after the last")
     for name, model in run.models.items():
         trained, frozen = count_parameters(model)
         averaged = ", averaged" if name in run.averages else ""

@@ -36,7 +36,7 @@ from .config import TrainConfig, write_yaml
 from .data import Samples, training_batches
 from .ema import ModelEMA
 from .logs import RunLog, forget_after
-from .preflight import check_train_config, describe_run
+from .preflight import check_train_config, describe_run, validation_interval
 from .processes import is_one_of_several_on_the_cpu, start_missing_processes
 from .schedules import make_schedule
 
@@ -86,6 +86,7 @@ class Run:
         averaged: names of the models that have a moving average.
         about: further facts for the log's first line, such as `disc_start`.
         best_by: the validation's number that is smallest at the best checkpoint.
+        tracked_as: other names for the groups `loss` and `validation` in the trackers, as an original has them.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Run:
         averaged: tuple[str, ...] = (),
         about: dict[str, Any] | None = None,
         best_by: str = "nmse",
+        tracked_as: dict[str, str] | None = None,
     ):
         self.recipe, self.config, self.accelerator, self.about = recipe, config, accelerator, about or {}
-        self.best_by = best_by
+        self.best_by, self.tracked_as = best_by, tracked_as or {}
         self.folder = Path(config.train.output_dir)
         self.checkpoints = self.folder / "checkpoints"
         self.models = {name: model.to(accelerator.device) for name, model in models.items()}
@@ -118,6 +120,8 @@ class Run:
         self.averages = {n: ModelEMA(models[n], config.ema) for n in averaged if config.ema.decay}
         self.guard = guard.Guard(config.guard)
         train = config.train
+        batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        self.validation_steps = validation_interval(config.validation.steps, self.dataset_size, batch)
         self.schedule = make_schedule(
             train.lr_schedule,
             train.learning_rate,
@@ -152,7 +156,7 @@ class Run:
     ) -> int:
         """Train to the end and return the process's exit code; see `guard.py` and docs/training.md for what it
         means."""
-        train, every = self.config.train, self.config.validation.steps
+        train, every = self.config.train, self.validation_steps
         with self._signals():  # a run that is asked to stop while it begins stops before its first step
             self._begin()
         status, code = "failed", 1
@@ -522,7 +526,7 @@ class Run:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.log = RunLog(self.folder, self.accelerator, train.max_steps, asdict(self.config))
+        self.log = RunLog(self.folder, self.accelerator, train.max_steps, asdict(self.config), self.tracked_as)
         self.log.message(describe_run(self))
         self.log.move_to(self.step)
         self.log.restart_clock(self.samples_seen)
