@@ -8,7 +8,7 @@ stands in the middle of column 3, row 5. Gains are dB, heights and distances met
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -46,6 +46,7 @@ MAX_PIXELS = 100_000_000
 MAX_DEPTH_IN_WALL = 2
 # Where RadioMapSeer's maps give the gain, seen from the centres of the pixels that its building masks are drawn with.
 RADIOMAPSEER_RASTER_OFFSET = (-0.45, 0.45)
+RASTERS = {"radiomapseer": RADIOMAPSEER_RASTER_OFFSET, "exact": (0.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ class Scene:
         azimuth (`float`, defaults to 0): where the antenna looks.
         measurements (array, *optional*): gain in dB where it was measured, NaN elsewhere.
         k2 (array, *optional*): the Helmholtz feature of RadioDiff-k², 0..1.
+        raster (`str`, *optional*): `"radiomapseer"` for masks as in RadioMapSeer's PNGs, which are drawn half a pixel
+            off its maps; `"exact"` (as where left out) for masks that lie on the map. Rays start and end accordingly.
+            Short for a `raster_offset`; `scene.raster` says which of the two it is, or `None` where it is another.
         raster_offset (`(dx, dy)`, defaults to `(0, 0)`): pixels from a mask pixel's centre to the point the map gives
-            the gain
-            for. RadioMapSeer's masks are drawn half a pixel off its maps (`RADIOMAPSEER_RASTER_OFFSET`); rays then
-            start and end there.
+            the gain for.
         polygons (*optional*): the buildings' exact outlines, each a tuple of closed rings of `(x, y)` pixels: outside,
             then holes.
             Physics engines prefer them to the raster.
@@ -141,6 +143,7 @@ class Scene:
     raster_offset: tuple[float, float] = (0.0, 0.0)
     polygons: tuple[tuple[np.ndarray, ...], ...] | None = None
     name: str | None = None
+    raster: InitVar[str | None] = None
     # A crop remembers the whole it was cut from: its ray channels must see the buildings between it and the
     # transmitter.
     _cut_from: tuple[Scene, int, int] | None = field(default=None, repr=False)
@@ -148,7 +151,7 @@ class Scene:
     # `STEP` until somebody asks.
     _planes: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, raster: str | None) -> None:
         self.buildings = _as_mask(self.buildings, "buildings")
         height, width = self.buildings.shape
         if min(height, width) < MIN_SIDE:
@@ -166,6 +169,8 @@ class Scene:
         for name in POSITIVE_NUMBERS:
             setattr(self, name, _as_positive(getattr(self, name), name))
         self.azimuth = _as_number(self.azimuth, "azimuth")
+        if raster is not None:
+            self.raster_offset = _named_offset(raster, self.raster_offset)
         if np.shape(self.raster_offset) != (2,):
             raise ValueError(f"raster_offset must be two numbers (dx, dy) in pixels; got {self.raster_offset!r}")
         dx, dy = (_as_number(value, "raster_offset") for value in self.raster_offset)
@@ -222,9 +227,14 @@ class Scene:
         Of a crop, numbers and the antenna change for the whole it was cut from as well, so that its ray channels still
         see what stands outside. A crop with another plane, outline or transmitter is a scene of its own.
         """
-        unknown = sorted(set(changes) - {f.name for f in fields(self) if not f.name.startswith("_")})
+        unknown = sorted(set(changes) - {f.name for f in fields(self) if not f.name.startswith("_")} - {"raster"})
         if unknown:
             raise ValueError(f"a Scene has no field {unknown[0]!r}")
+        # A name and an offset stand for the same: what is not given must not hold on to what was before.
+        if changes.get("raster") is None:
+            changes["raster"] = None
+        else:
+            changes.setdefault("raster_offset", (0.0, 0.0))
         if self._cut_from is None:
             return replace(self, **{"_planes": {}, **changes})
         drawn = sorted(DRAWN_FIELDS & set(changes))
@@ -315,6 +325,14 @@ class Scene:
                 f"transmitter ({x:g}, {y:g}) stands inside a building, over {MAX_DEPTH_IN_WALL} pixels deep: move it"
             )
         return x, y
+
+
+def _raster(scene: Scene) -> str | None:
+    """The name of the scene's `raster_offset`: `"radiomapseer"`, `"exact"`, or `None` where it is another."""
+    return next((name for name, offset in RASTERS.items() if offset == scene.raster_offset), None)
+
+
+Scene.raster = property(_raster)  # not in the class, where it would be taken for the default of the argument
 
 
 @dataclass(eq=False)
@@ -456,6 +474,14 @@ def _as_mask(value: Any, name: str) -> np.ndarray:
         f"{name} holds values from {low:g} to {top:g}: it takes booleans, 0..1, gray levels 0..255 (above 127 is "
         f"covered) or any two values; of heights or labels hand in {name} > 0"
     )
+
+
+def _named_offset(raster: Any, offset: Any) -> tuple[float, float]:
+    if raster not in RASTERS:
+        raise ValueError(f"raster must be one of {', '.join(RASTERS)}; got {raster!r}")
+    if np.any(np.asarray(offset) != 0) and not np.array_equal(offset, RASTERS[raster]):
+        raise ValueError(f"raster {raster!r} and raster_offset {offset!r} contradict each other: give one of the two")
+    return RASTERS[raster]
 
 
 def _as_plane(value: Any, name: str, allow_nan: bool = False) -> np.ndarray:

@@ -63,7 +63,7 @@ def assert_same(pair, other):
         assert same_plane(getattr(scene, name), getattr(scene2, name)), name
     for name in ("reflectance", "transmittance", "k2"):
         assert same_plane(getattr(scene, name), getattr(scene2, name), 1e-6), name
-    for name in ("name", "transmitter", "metres_per_pixel", "frequency_hz", "azimuth", "building_height"):
+    for name in ("name", "transmitter", "metres_per_pixel", "frequency_hz", "azimuth", "building_height", "raster"):
         assert getattr(scene, name) == getattr(scene2, name), name
     assert (scene.polygons is None) == (scene2.polygons is None)
     for rings, rings2 in zip(scene.polygons or (), scene2.polygons or (), strict=True):
@@ -372,6 +372,41 @@ def test_a_name_that_the_hub_does_not_know(monkeypatch):
 
 
 # Back to files -------------------------------------------------------------------------------------------------------
+
+
+def test_the_raster_of_the_masks_travels_along(seer, tmp_path):
+    """Masks half a pixel off the map must not come back as exact ones: rays would start elsewhere."""
+    rasters = {"png": "radiomapseer", "polygon": "exact"}
+    for layout, raster in rasters.items():
+        data = RadioMapSeer(seer, "all", layout=layout)
+        folder = write_parquet({"train": data}, tmp_path / layout)
+        back = open_dataset(folder, "train")[4]
+        assert back[0].raster == raster
+        assert_same(data[4], back)
+        assert np.array_equal(data[4][0].plane("visibility"), back[0].plane("visibility"))
+        export_radiomapseer((data[k] for k in range(9)), tmp_path / f"{layout}-files")
+        assert_same(
+            data[4],
+            (RadioMapSeer(tmp_path / f"{layout}-files", "all")[4][0].replace(polygons=data[4][0].polygons), back[1]),
+        )
+    moved = Scene(np.eye(16, dtype=bool), (8, 2), raster_offset=(0.25, -0.1))
+    pair = moved, RadioMap(np.zeros((16, 16)))
+    assert map_pair(map_row(pair))[0].raster_offset == (0.25, -0.1)
+    row = {name: value for name, value in map_row(pair).items() if not name.startswith("raster")}
+    assert map_pair(row)[0].raster == "exact"  # shards of earlier versions have no such columns
+    with pytest.raises(ValueError, match="one gray scale and one raster"):
+        export_radiomapseer([pair], tmp_path / "moved")
+
+
+def test_indoor_maps_keep_their_gray_scale_in_radiomapseers_layout(icassp, tmp_path):
+    data = ICASSP2025(icassp, "all", task=1, buildings=[1])
+    export_radiomapseer((data[k] for k in range(2)), tmp_path / "files")
+    (scene, radio_map), (_, first) = RadioMapSeer(tmp_path / "files", "all")[0], data[0]
+    assert radio_map.scale == GainScale.INDOOR and np.allclose(radio_map.gain_db, first.gain_db)
+    assert (scene.metres_per_pixel, scene.frequency_hz, scene.raster) == (0.25, 868e6, "exact")
+    data = ICASSP2025(icassp, "all", task=2, buildings=[1])  # three frequencies: the layout has no room for them
+    export_radiomapseer((data[k] for k in range(6)), tmp_path / "three")
+    assert RadioMapSeer(tmp_path / "three", "all")[0][0].frequency_hz == 5.9e9
 
 
 def test_export_in_radiomapseers_layout(seer, shards, tmp_path):

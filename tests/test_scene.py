@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
+from radiodiff_diffusers.scene import RADIOMAPSEER_RASTER_OFFSET, GainScale, RadioMap, Scene
+from radiodiff_diffusers.training.augment import apply_symmetry
 
 
 def field(height=40, width=60):
@@ -81,6 +82,8 @@ def test_a_scene_without_buildings_is_a_field():
         ({"metres_per_pixel": 0}, "above 0"),
         ({"frequency_hz": "fast"}, "must be a number"),
         ({"raster_offset": 0.4}, r"two numbers \(dx, dy\)"),
+        ({"raster": "fine"}, "raster must be one of radiomapseer, exact; got 'fine'"),
+        ({"raster": "exact", "raster_offset": (0.1, 0)}, "contradict each other"),
         ({"antenna_pattern": np.zeros(10)}, "360"),
         ({"measurements": np.full((40, 60), np.inf)}, "not finite"),
     ],
@@ -160,6 +163,25 @@ def test_a_crop_with_other_planes_is_a_scene_of_its_own():
     assert part.replace(buildings=np.zeros((20, 30)), transmitter=(3, 3)).plane("visibility").min() == 1
     assert part.replace(cars=np.zeros((20, 30)), transmitter=None).transmitter is None
     assert scene.crop(0, 20, 20, 20).replace(polygons=None).transmitter == (5, 10)
+
+
+def test_the_raster_has_a_name():
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 4:8] = True
+    assert Scene(mask, (12, 12)).raster == "exact"
+    scene = Scene(mask, (12, 12), raster="radiomapseer")
+    assert scene.raster == "radiomapseer" and scene.raster_offset == RADIOMAPSEER_RASTER_OFFSET
+    by_offset = Scene(mask, (12, 12), raster_offset=RADIOMAPSEER_RASTER_OFFSET)
+    assert by_offset.raster == "radiomapseer"
+    assert np.array_equal(scene.plane("visibility"), by_offset.plane("visibility"))
+    for other in (scene.replace(azimuth=9), scene.crop(1, 1, 14, 14), scene.crop(1, 1, 14, 14).replace(azimuth=9)):
+        assert other.raster == "radiomapseer"
+    for whole in (scene, scene.crop(1, 1, 14, 14)):
+        assert whole.replace(raster="exact").raster_offset == (0, 0)
+        assert whole.replace(raster_offset=(0.1, 0.2)).raster is None
+    assert scene.replace(raster_offset=(0.1, 0.2)).replace(raster="radiomapseer").raster == "radiomapseer"
+    turned, _ = apply_symmetry(scene, RadioMap(np.zeros((16, 16))), 1, False)
+    assert turned.raster is None and turned.raster_offset == (0.45, 0.45)
 
 
 def test_replace_names_unknown_fields():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from ..scene import RadioMap, Scene
+from .radiomapseer_writer import rings_of, write_whole
 
 _MAP_AND_TRANSMITTER = re.compile(r"(\d+)_(\d+)")
 
@@ -21,7 +23,9 @@ def export_radiomapseer(
 
     Names like `12_3` (map 12, transmitter 3) are kept; other scenes are numbered, the same buildings being the same
     map. Maps become 8-bit gray on their own scale. Transmitters are written as pictures, to the nearest pixel; there
-    is no antenna/ folder, for a list of transmitters has no room for ones that are not there.
+    is no antenna/ folder, for a list of transmitters has no room for ones that are not there. What the layout leaves
+    open stands in manifest.json, where `RadioMapSeer` finds it: the masks' raster, the gray scale, and metres per
+    pixel and carrier where all maps share them. Maps with different scales or rasters do not go into one folder.
 
     Returns:
         `{"maps", "samples"}`.
@@ -34,6 +38,7 @@ def export_radiomapseer(
     numbers: dict[bytes, int] = {}
     counts: dict[int, int] = {}
     samples = 0
+    common: dict[str, set] = {"raster": set(), "gain_scale": set(), "metres_per_pixel": set(), "frequency_hz": set()}
 
     def save(name: str, plane: np.ndarray) -> None:
         path = folder / name
@@ -47,20 +52,33 @@ def export_radiomapseer(
         else:
             map_id = numbers.setdefault(scene.buildings.tobytes(), len(numbers))
             tx_id = counts.get(map_id, 0)
+        common["raster"].add(scene.raster)
+        common["gain_scale"].add(radio_map.scale)
+        common["metres_per_pixel"].add(scene.metres_per_pixel)
+        common["frequency_hz"].add(scene.frequency_hz)
+        if None in common["raster"] or len(common["raster"]) > 1 or len(common["gain_scale"]) > 1:
+            raise ValueError(
+                f"{scene.name or f'sample {samples}'}: maps in RadioMapSeer's layout have one gray scale and one raster, "
+                "radiomapseer or exact; this one differs: give such maps folders of their own, or export them as Parquet"
+            )
         counts[map_id] = counts.get(map_id, 0) + 1
         if counts[map_id] == 1:
             save(f"png/buildings_complete/{map_id}.png", scene.buildings.astype(np.uint8) * 255)
             if scene.cars is not None:
                 save(f"png/cars/{map_id}.png", scene.cars.astype(np.uint8) * 255)
-            if scene.polygons is not None and all(len(rings) == 1 for rings in scene.polygons):
-                path = folder / f"polygon/buildings_complete/{map_id}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rings = [(ring * (1, -1) + (1, scene.shape[0])).round(6).tolist() for (ring,) in scene.polygons]
-                path.write_text(json.dumps(rings))
+            if scene.polygons is not None:
+                rings = json.dumps(rings_of(scene.polygons, scene.shape[0]))
+                write_whole(folder / f"polygon/buildings_complete/{map_id}.json", rings.encode())
         dot = np.zeros(scene.shape, np.uint8)
         scene.require_transmitter("RadioMapSeer's layout")
         dot[scene.transmitter_pixel] = 255
         save(f"png/antennas/{map_id}_{tx_id}.png", dot)
         save(f"gain/{simulation}/{map_id}_{tx_id}.png", np.rint(radio_map.gray).astype(np.uint8))
         samples += 1
+    known = {name: next(iter(values)) for name, values in common.items() if len(values) == 1}
+    if "gain_scale" in known:
+        scale = known["gain_scale"]
+        known["gain_scale"] = {f.name: getattr(scale, f.name) for f in fields(scale)}
+    manifest = {"what": "radio maps in RadioMapSeer's layout, written by radiodiff data export", "parameters": known}
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     return {"maps": len(counts), "samples": samples}

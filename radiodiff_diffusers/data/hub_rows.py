@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WHOLE = 2e-3  # gray levels: what float32 dB may be off whole ones
 NUMBERS = (*POSITIVE_NUMBERS, "azimuth")
+RASTER = ("raster_offset_x", "raster_offset_y")
 # What a gray level 255 of each picture stands for; the gain map's own scale says it there.
 PICTURES = {
     "buildings": 1.0,
@@ -42,7 +43,7 @@ def map_features() -> datasets.Features:
     from datasets import Features, Image, List, Value
 
     pictures = {name: Image() for name in ("gain", *PICTURES)}
-    numbers = {name: Value("float64") for name in ("transmitter_x", "transmitter_y", *NUMBERS, *SCALE)}
+    numbers = {name: Value("float64") for name in ("transmitter_x", "transmitter_y", *NUMBERS, *RASTER, *SCALE)}
     return Features(
         {
             "name": Value("string"),
@@ -68,6 +69,7 @@ def map_row(pair: tuple[Scene, RadioMap]) -> dict[str, Any]:
         "polygons": None if scene.polygons is None else json.dumps([[r.tolist() for r in p] for p in scene.polygons]),
     }
     row |= {name: float(getattr(scene, name)) for name in NUMBERS}
+    row |= dict(zip(RASTER, scene.raster_offset, strict=True))
     row |= {name: float(getattr(radio_map.scale, name)) for name in SCALE}
     for name, top in PICTURES.items():
         plane = getattr(scene, name)
@@ -100,6 +102,7 @@ def map_pair(row: dict[str, Any]) -> tuple[Scene, RadioMap]:
         **{field: row[field] for field in NUMBERS if row.get(field) is not None},
         transmitter=None if row.get("transmitter_x") is None else (row["transmitter_x"], row["transmitter_y"]),
         antenna_pattern=row.get("antenna_pattern") or None,
+        raster_offset=tuple(row.get(field) or 0.0 for field in RASTER),
         polygons=_outlines(polygons) if polygons else None,
         name=name,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scene import RADIOMAPSEER_RASTER_OFFSET, RadioMap, Scene
+from ..scene import GainScale, RadioMap, Scene
 from .measurements import PLACES, measurement_places, take
 from .plane_cache import PlaneCache
 from .radiomapseer_files import LAYOUTS, RadioMapSeerFolder
@@ -63,13 +63,13 @@ def read_scene(
         polygons = folder.outlines(kind, map_id, shape[0])
         buildings = folder.drawn(kind, map_id, shape)
         parked = folder.drawn_cars(map_id, shape) if cars else None
-    known = {name: value for name, value in folder.manifest().items() if name not in ("size", "raster")}
+    known = {name: value for name, value in folder.manifest().items() if name not in ("size", "raster", "gain_scale")}
     exact = layout == "polygon" or folder.manifest().get("raster") == "exact"
     return Scene(
         buildings,
         transmitter=None if tx_id is None else folder.transmitter(map_id, tx_id, buildings.shape[0]),
         cars=parked,
-        raster_offset=(0.0, 0.0) if exact else RADIOMAPSEER_RASTER_OFFSET,
+        raster="exact" if exact else "radiomapseer",
         polygons=polygons,
         name=f"{map_id}" if tx_id is None else f"{map_id}_{tx_id}",
         **known,
@@ -161,7 +161,8 @@ class RadioMapSeer:
             raise ValueError(
                 f"map {map_id}_{tx_id} of {self.folder.root} is {w} x {h} pixels, its buildings are {width} x {height}"
             )
-        radio_map = RadioMap.from_gray(gray, metres_per_pixel=scene.metres_per_pixel)
+        scale = self.folder.manifest().get("gain_scale", GainScale.RADIOMAPSEER)
+        radio_map = RadioMap.from_gray(gray, scale, metres_per_pixel=scene.metres_per_pixel)
         if self.measurements:
             rows, columns = self._measured_places(map_id, scene)
             count = int(rng.integers(self.num_measurements[0], self.num_measurements[1] + 1))

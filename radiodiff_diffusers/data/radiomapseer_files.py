@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..geometry import as_rings, clean_polygons, rasterize
+from ..scene import GainScale
 from .png import read_gray
 
 TREE = """\
@@ -92,8 +93,8 @@ class RadioMapSeerFolder:
         return self.manifest().get("size", (256, 256))
 
     def manifest(self) -> dict[str, Any]:
-        """What `radiodiff simulate` wrote down of a simulated set, as fields of a `Scene`, `size` and `raster`; empty
-        for the real one.
+        """What `radiodiff simulate` or `export` wrote down of a set, as fields of a `Scene`, `size`, `raster` and
+        `gain_scale`; empty for the real one.
         """
 
         def read() -> dict[str, Any]:
@@ -104,6 +105,8 @@ class RadioMapSeerFolder:
             if "size" in parameters:
                 known["size"] = (int(parameters["size"]),) * 2
             known["raster"] = parameters.get("raster", "radiomapseer")
+            if "gain_scale" in parameters:
+                known["gain_scale"] = GainScale(**{k: float(v) for k, v in parameters["gain_scale"].items()})
             return known
 
         return self._remember(("manifest",), read)

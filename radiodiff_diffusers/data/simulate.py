@@ -33,7 +33,7 @@ import numpy as np
 
 from .. import __version__
 from ..geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
-from ..scene import RadioMap, Scene
+from ..scene import RASTERS, RadioMap, Scene
 from .cities import TRANSMITTER_AREA, generate_city, park_cars, transmitters
 from .city_blocks import STYLES
 from .footprints import CITIES, cut_tiles, footprint_tiles
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 # engine -> folder under gain/
 ENGINES = {"dominant_path": "DPM", "reflected_rays": "RR", "ray_tracing": "RT", "free_space": "FS"}
-RASTERS = ("radiomapseer", "exact")
 MADE_UP = "made-up"
 MANIFEST = "manifest.json"
 

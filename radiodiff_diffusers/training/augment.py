@@ -77,6 +77,7 @@ def turn_scene(scene: Scene, turns: int, flip: bool) -> Scene:
         polygons=polygons,
         azimuth=azimuth,
         antenna_pattern=pattern,
+        raster=None,  # a turned offset has no name
         raster_offset=_turn_vector(scene.raster_offset, turns, flip),
         _cut_from=None,
         _planes=read,
