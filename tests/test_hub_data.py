@@ -394,11 +394,11 @@ def test_the_raster_of_the_masks_travels_along(seer, tmp_path):
     assert map_pair(map_row(pair))[0].raster_offset == (0.25, -0.1)
     row = {name: value for name, value in map_row(pair).items() if not name.startswith("raster")}
     assert map_pair(row)[0].raster == "exact"  # shards of earlier versions have no such columns
-    with pytest.raises(ValueError, match="one gray scale and one raster"):
+    with pytest.raises(ValueError, match="has one gray scale and one raster"):
         export_radiomapseer([pair], tmp_path / "moved")
 
 
-def test_indoor_maps_keep_their_gray_scale_in_radiomapseers_layout(icassp, tmp_path):
+def test_indoor_maps_keep_their_gray_scale_in_radiomapseers_layout(icassp, tmp_path, caplog):
     data = ICASSP2025(icassp, "all", task=1, buildings=[1])
     export_radiomapseer((data[k] for k in range(2)), tmp_path / "files")
     (scene, radio_map), (_, first) = RadioMapSeer(tmp_path / "files", "all")[0], data[0]
@@ -406,6 +406,7 @@ def test_indoor_maps_keep_their_gray_scale_in_radiomapseers_layout(icassp, tmp_p
     assert (scene.metres_per_pixel, scene.frequency_hz, scene.raster) == (0.25, 868e6, "exact")
     data = ICASSP2025(icassp, "all", task=2, buildings=[1])  # three frequencies: the layout has no room for them
     export_radiomapseer((data[k] for k in range(6)), tmp_path / "three")
+    assert "no room for a frequency_hz of each map" in caplog.text
     assert RadioMapSeer(tmp_path / "three", "all")[0][0].frequency_hz == 5.9e9
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -12,6 +13,8 @@ import numpy as np
 
 from ..scene import RadioMap, Scene
 from .radiomapseer_writer import rings_of, write_whole
+
+logger = logging.getLogger(__name__)
 
 _MAP_AND_TRANSMITTER = re.compile(r"(\d+)_(\d+)")
 
@@ -58,8 +61,8 @@ def export_radiomapseer(
         common["frequency_hz"].add(scene.frequency_hz)
         if None in common["raster"] or len(common["raster"]) > 1 or len(common["gain_scale"]) > 1:
             raise ValueError(
-                f"{scene.name or f'sample {samples}'}: maps in RadioMapSeer's layout have one gray scale and one raster, "
-                "radiomapseer or exact; this one differs: give such maps folders of their own, or export them as Parquet"
+                f"{scene.name or f'sample {samples}'}: RadioMapSeer's layout has one gray scale and one raster "
+                "(radiomapseer or exact) for all maps, and this one differs: use several folders, or Parquet"
             )
         counts[map_id] = counts.get(map_id, 0) + 1
         if counts[map_id] == 1:
@@ -76,6 +79,9 @@ def export_radiomapseer(
         save(f"gain/{simulation}/{map_id}_{tx_id}.png", np.rint(radio_map.gray).astype(np.uint8))
         samples += 1
     known = {name: next(iter(values)) for name, values in common.items() if len(values) == 1}
+    for name in ("metres_per_pixel", "frequency_hz"):
+        if len(common[name]) > 1:
+            logger.warning("RadioMapSeer's layout has no room for a %s of each map: it is not written", name)
     if "gain_scale" in known:
         scale = known["gain_scale"]
         known["gain_scale"] = {f.name: getattr(scale, f.name) for f in fields(scale)}
