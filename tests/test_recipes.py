@@ -1,6 +1,7 @@
 """Every recipe's every configuration: the numbers are the originals', and two steps of each tiny one work from end to
 end."""
 
+import copy
 import hashlib
 import json
 import os
@@ -21,9 +22,11 @@ from toy_recipe import toy_pairs
 from radiodiff_diffusers import RadioDiffPipeline, RadioDiffUNet2DModel, Scene
 from radiodiff_diffusers.commands.train import find_recipe, make_command
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
-from radiodiff_diffusers.training.config import parse_config
+from radiodiff_diffusers.training.config import TrainConfig, parse_config
 from radiodiff_diffusers.training.derived import EdgePairs, MadeUpRooms, derive
 from radiodiff_diffusers.training.lora_targets import PRESETS, find_lora_targets
+from radiodiff_diffusers.training.preflight import check_train_config
+from radiodiff_diffusers.training.recipe import make_adamw
 
 RECIPES = {"vae_gan": "VAEConfig", "ldm": "LDMConfig", "lora": "LoRAConfig"}
 CONFIGS = [p for r in RECIPES for p in sorted((EXAMPLES / r).glob("*.yaml"))]
@@ -437,3 +440,49 @@ def test_the_command_hands_on_signals(workplace, tmp_path):
     last = json.loads(metrics.read_text().splitlines()[-1])
     assert last["event"] == "end" and last["status"] == "stopped"
     assert (tmp_path / f"run/checkpoints/step_{last['step']:08d}/manifest.json").exists()
+
+
+# Gradients in half precision
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def test_half_gradients_step_as_adamw_does_with_rounded_ones():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
+    twin = copy.deepcopy(model)
+    optimizer = make_adamw(model, TrainConfig(half_gradients=True))
+    reference = make_adamw(twin, TrainConfig())
+    for _ in range(3):
+        batch = torch.randn(4, 6)
+        model(batch).square().sum().backward()
+        twin(batch).square().sum().backward()
+        assert [p.grad.dtype for p in model.parameters()] == [torch.bfloat16, torch.float32] * 2
+        for parameter in twin.parameters():
+            if parameter.ndim > 1:
+                parameter.grad = parameter.grad.bfloat16().float()
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(one.grad.float(), other.grad)
+        optimizer.step(), reference.step()
+        optimizer.zero_grad(), reference.zero_grad()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+    optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))  # a checkpoint of either serves both
+
+
+def test_a_run_with_half_gradients_is_nearly_the_same(workplace, tmp_path):
+    def losses(name, *more):
+        more = ["--mixed_precision", "bf16", "--max_steps", "3", *more, "--output_dir", str(tmp_path / name)]
+        lines = (workplace("ldm/radio_train_tiny", *more) / "metrics.jsonl").read_text().splitlines()
+        return [e["loss"] for e in map(json.loads, lines) if e["event"] == "train"]
+
+    half, whole = losses("half", "--half_gradients", "true"), losses("whole")
+    assert len(half) == 3 and np.allclose(half, whole, rtol=1e-3)
+    state = torch.load(tmp_path / "half/checkpoints/step_00000003/training.pt", weights_only=True)
+    moments = state["optimizers"]["unet"]["state"]
+    assert moments and all(s["exp_avg"].dtype == torch.float32 for s in moments.values())
+
+
+@pytest.mark.parametrize("changed", [{}, {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}])
+def test_half_gradients_are_refused_where_they_would_lose(changed):
+    with pytest.raises(ValueError, match="half_gradients goes with"):
+        check_train_config(TrainConfig(half_gradients=True, **changed), torch.device("cpu"))

@@ -7,9 +7,8 @@ A recipe's configuration is a dataclass whose fields are dataclasses, one a sect
       learning_rate: 5e-5
 
 and the command line has every key as `--train.max_steps 100`, or `--max_steps 100` where no other section has a key
-of that
-name. `extends: other.yaml` in a file starts from another file beside it. A key nobody knows stops with the nearest
-    one known.
+of that name. `extends: other.yaml` in a file starts from another file beside it. A key nobody knows stops with the
+nearest one known.
 """
 
 from __future__ import annotations
@@ -75,6 +74,9 @@ class TrainConfig:
     adam_betas: list[float] = option([0.9, 0.999], "of AdamW")
     max_grad_norm: float | None = option(1.0, "clip gradients to this norm before the step")
     mixed_precision: str = option("no", "no, bf16 or fp16")
+    half_gradients: bool = option(
+        False, "with bf16, keep gradients in bfloat16, too: 2 bytes a weight less, no accumulation"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     batch_norm_eval: bool = option(
         False, "keep batch norm on its running statistics, as comparing process counts needs"
@@ -143,6 +145,8 @@ def parse_config(cls: type[Config], argv: list[str] | None = None, description: 
     given |= _dictionary_entries(unknown, cls, names)
     if arguments.push_to_hub:
         given["hub.push"] = "true"
+    if _names_other_data(given, values):
+        values["data"].pop("simulate", None)  # it makes the folder that the file names, and no other
     for dotted, text in given.items():
         _set_dotted(values, dotted, yaml.safe_load(text))
     return build_config(cls, values, where=arguments.config or "the command line")
@@ -211,8 +215,18 @@ def _argument_names(cls: type) -> dict[str, tuple[list[str], dict]]:
         leaf = dotted.rpartition(".")[2]
         mine = leaves.count(leaf) == 1 or dotted == f"train.{leaf}"
         short = [f"--{leaf}"] if mine and leaf != dotted else []
+        if dotted == "data.source":
+            short.append("--dataset")
         flags[dotted] = ([f"--{dotted}", *short], spec)
     return flags
+
+
+def _names_other_data(given: dict[str, str], values: dict) -> bool:
+    """Whether the command line names another data set than the file and does not say how to simulate it."""
+    data = values.get("data")
+    if "data.source" not in given or not isinstance(data, dict):
+        return False
+    return given["data.source"] != data.get("source") and not any(key.startswith("data.simulate") for key in given)
 
 
 def _dictionary_entries(unknown: list[str], cls: type, names: dict) -> dict[str, str]:

@@ -7,6 +7,7 @@ processes.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,13 +24,15 @@ from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
 from .config import DataConfig
 from .derived import EdgePairs, MadeUpRooms, derive
 
+logger = logging.getLogger(__name__)
+
 Pair = tuple[Scene, RadioMap]
 Sample = dict[str, Any]
 
 
 def open_split(config: DataConfig, training: bool = True):
     """The data set a configuration names, for training or for validation."""
-    from ..data.hub import open_dataset
+    from ..data.hub import is_packed, open_dataset
 
     split = config.train_split if training else config.validation_split
     options = dict(config.options) | ({} if training else config.validation_options)
@@ -40,8 +43,31 @@ def open_split(config: DataConfig, training: bool = True):
     elif EdgePairs.found_in(config.source, split):
         source = EdgePairs(config.source, split, **options)
     else:
+        if "root" not in options and is_packed(config.source):
+            options = _packed_options(config, options)
         source = open_dataset(config.source, split, **options)
     return derive(source, config.derive)
+
+
+def _packed_options(config: DataConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's options without those that choose among files: Parquet and Hub data sets are as they were exported."""
+    from ..data.hub import file_options
+
+    unused = sorted(set(options) & file_options())
+    if not unused:
+        return options
+    if config.train_split == config.validation_split:
+        raise ValueError(
+            f"{config.source} is a Parquet or Hub data set, where data.options.{unused[0]} cannot keep training and "
+            f"validation apart, and both take the split {config.train_split!r}: set data.train_split and "
+            "data.validation_split (train and val)"
+        )
+    logger.warning(
+        "%s is a Parquet or Hub data set: it is as it was exported, data.options.%s of the recipe is not used",
+        config.source,
+        ", data.options.".join(unused),
+    )
+    return {name: value for name, value in options.items() if name not in unused}
 
 
 def make_samples(config: DataConfig, accelerator, seed: int) -> tuple[Samples, Samples]:

@@ -34,7 +34,9 @@ def clean_sample(batch: dict[str, Any], vae: nn.Module | None) -> Tensor:
     if "mean" in batch:
         mean, std = batch["mean"], batch["std"]
     else:
+        return_free_memory()
         posterior = vae.encode(batch["image"]).latent_dist
+        return_free_memory()
         mean, std = posterior.mean, posterior.std
     return (mean + std * noise_like(mean, batch, "posterior")).float() * vae.config.scaling_factor
 

@@ -1,4 +1,4 @@
-"""Which layers of the U-Net an adapter changes: presets, or names of your own."""
+"""Which layers of a model an adapter changes: presets, or names of your own."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ PRESETS = {
 }
 
 
-def find_lora_targets(unet: nn.Module, wanted: list[str]) -> list[str]:
-    """Full names of the layers that the presets, layer names or regular expressions in `wanted` mean.
+def find_lora_targets(model: nn.Module, wanted: list[str], presets: dict[str, str] = PRESETS) -> list[str]:
+    """Full names of the layers that the presets (of the U-Net, or a model's own), layer names or regular expressions
+    in `wanted` mean.
 
-    Only plain linear and convolution layers: the residual blocks' convolutions standardise their weights, and would
-    standardise an adapter that is fused into them.
+    Only plain linear, convolution and embedding layers: the residual blocks' convolutions standardise their weights,
+    and would standardise an adapter that is fused into them.
     """
-    able = [name for name, module in unet.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    able = [n for n, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d, nn.Embedding)]
     found: list[str] = []
     for one in wanted:
-        pattern = PRESETS.get(one, one)
+        pattern = presets.get(one, one)
         try:
             matches = [n for n in able if re.fullmatch(pattern, n) or n.endswith("." + one)]
         except re.error as error:
@@ -32,7 +33,7 @@ def find_lora_targets(unet: nn.Module, wanted: list[str]) -> list[str]:
         if not matches:
             raise ValueError(
                 f"lora.targets: {one!r} names no linear or plain convolution layer of this model; presets: "
-                f"{', '.join(PRESETS)}"
+                f"{', '.join(presets)}"
             )
         found += [n for n in matches if n not in found]
     return found

@@ -23,6 +23,13 @@ def check_train_config(train: TrainConfig, device: torch.device) -> None:
         raise ValueError("train.mixed_precision is fp16 but there is no GPU: use bf16 or no")
     if train.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("train.mixed_precision is bf16, which this GPU does not have: use fp16 or no")
+    if train.half_gradients and (train.mixed_precision != "bf16" or train.gradient_accumulation_steps > 1):
+        raise ValueError(
+            f"train.half_gradients goes with mixed_precision bf16 (it is {train.mixed_precision}) and without "
+            f"gradient accumulation (it is {train.gradient_accumulation_steps}), whose sums need float32"
+        )
+    if train.half_gradients and not hasattr(torch.Tensor, "grad_dtype"):
+        raise ValueError(f"train.half_gradients needs a newer PyTorch than {torch.__version__}")
     if train.lr_warmup_steps >= train.max_steps > 1:
         raise ValueError(
             f"train.lr_warmup_steps ({train.lr_warmup_steps}) is not below train.max_steps ({train.max_steps}): "
@@ -94,9 +101,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def memory_estimate_gb(run: Any) -> float:
-    """Weights (4 bytes), gradients (4) and AdamW (8) of what is trained, averages (4), weights of what is frozen."""
+    """Weights (4 bytes), gradients (4 or 2), AdamW (8) and averages (4) of what is trained, weights of the rest."""
     total = 0
     for name, model in run.models.items():
         trained, frozen = count_parameters(model)
-        total += 16 * trained + 4 * frozen + (4 * trained if name in run.averages else 0)
+        each = 14 if run.config.train.half_gradients else 16
+        total += each * trained + 4 * frozen + (4 * trained if name in run.averages else 0)
     return total / 1e9 / (run.accelerator.num_processes if run.sharded else 1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..memory import reuse_activations
 from .checkpoints import find_problem
 from .config import TrainConfig
 
@@ -18,13 +21,52 @@ logger = logging.getLogger(__name__)
 def make_adamw(model: nn.Module, train: TrainConfig, rate_factor: float = 1.0) -> torch.optim.AdamW:
     """AdamW on what is trained; PyTorch's fused kernel where it is faster (everywhere it exists)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
+    kind = torch.optim.AdamW
+    if train.half_gradients:
+        kind = HalfGradientAdamW
+        for parameter in parameters:
+            if parameter.ndim > 1:  # matrices and kernels are nearly all of the weights
+                parameter.grad_dtype = torch.bfloat16
+    return kind(
         parameters,
         lr=train.learning_rate * rate_factor,
         betas=tuple(train.adam_betas),
         weight_decay=train.weight_decay,
         fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
     )
+
+
+class HalfGradientAdamW(torch.optim.AdamW):
+    """AdamW of float32 weights whose gradients are kept in bfloat16: an eighth less of weights, gradients and moments.
+
+    Autocast computes the gradients of most matrices and kernels in bfloat16 anyway. They become float32 one parameter
+    at a time, when it is stepped.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        groups = self.param_groups
+        try:
+            for group in groups:
+                for parameter in group["params"]:
+                    self.param_groups = [{**group, "params": [parameter]}]
+                    with _float32_gradient(parameter):
+                        super().step(closure)
+        finally:
+            self.param_groups = groups
+
+
+@contextmanager
+def _float32_gradient(parameter: nn.Parameter) -> Iterator[None]:
+    half, dtype = parameter.grad, parameter.grad_dtype
+    if half is None or half.dtype == torch.float32:
+        yield
+        return
+    parameter.grad, parameter.grad_dtype = None, torch.float32
+    parameter.grad = half.float()
+    yield
+    parameter.grad, parameter.grad_dtype = None, dtype
+    parameter.grad = half
 
 
 def load_frozen_vae(name: str, device: torch.device) -> nn.Module | None:
@@ -38,6 +80,7 @@ def load_frozen_vae(name: str, device: torch.device) -> nn.Module | None:
         raise ValueError(f"model.vae: {name} is no folder; train it first (examples/vae_gan), or set model.vae none")
     subfolder = "vae" if (folder / "vae").is_dir() else None
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+    reuse_activations(vae)
     return vae.requires_grad_(False).eval().to(device)
 
 

@@ -45,8 +45,9 @@ def sharding_plugin(
             "FSDP is for recipes with one optimiser (ldm, lora, lightningdit); this one has those of "
             f"{' and '.join(optimizers)}: start it with distributed_type MULTI_GPU"
         )
-    if train.compile:
-        raise ValueError("train.compile does not go with FSDP: turn one off")
+    for name in ("compile", "half_gradients"):
+        if getattr(train, name):
+            raise ValueError(f"train.{name} does not go with FSDP: turn one off")
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise ValueError("the recipes keep the parts on the device: set fsdp_offload_params: false")
     if plugin.activation_checkpointing:
