@@ -22,20 +22,29 @@ from train import CHANNELS, Maps, huber, on_free_ground, score, teaching_maps
 
 from radiodiff_diffusers.evaluation.plain_unet import PlainUNet
 
-MODEL = {"condition_channels": CHANNELS, "patch_size": 4, "attention": True}
+MODEL = {"patch_size": 4, "attention": True}
 WIDTHS = [32, 48, 72, 96]  # 3.2 million parameters: as many as the default model, which has patches of 4 x 4, too
 
 
-def new_model(seed: int, widths: list[int]) -> PlainUNet:
+def new_model(seed: int, channels: list[str], widths: list[int]) -> PlainUNet:
     torch.manual_seed(seed)
-    return PlainUNet(**MODEL, block_out_channels=widths).to(memory_format=torch.channels_last)
+    return PlainUNet(channels, **MODEL, block_out_channels=widths).to(memory_format=torch.channels_last)
 
 
 def train(
-    out: Path, sets: list[str], watch: str, widths: list[int], hours: float, batch: int, lr: float, seed: int
+    out: Path,
+    sets: list[str],
+    watch: str,
+    channels: list[str],
+    widths: list[int],
+    hours: float,
+    batch: int,
+    lr: float,
+    seed: int,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    model = new_model(seed, widths)
+    model = new_model(seed, channels, widths)
+    seen = [CHANNELS.index(name) for name in channels]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -50,7 +59,7 @@ def train(
             group["lr"] = lr * min((step + 1) / 200, 1.0) * fall
         planes, maps, free = data.draw(rng, batch)
         with torch.autocast("cpu", torch.bfloat16):
-            guess = model(planes.contiguous(memory_format=torch.channels_last))
+            guess = model(planes[:, seen].contiguous(memory_format=torch.channels_last))
         loss = on_free_ground(huber(guess.float(), maps), maps, free)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -64,7 +73,7 @@ def train(
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
             row = {"step": step, "hours": round(done / 3600, 3)}
-            row |= {watch: score(model, held_out, 40)}
+            row |= {watch: score(lambda planes: model(planes[:, seen]), held_out, 40)}
             print(json.dumps(row), flush=True)
             model.save_pretrained(out / "model")
             ema.restore(model.parameters())
@@ -75,6 +84,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     parser.add_argument("--watch", default="florence", help="set to look at on the way")
+    parser.add_argument("--channels", nargs="+", choices=CHANNELS, default=CHANNELS, help="what it sees")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="channels of each level")
     parser.add_argument("--hours", type=float, default=0.55, help="of processor time")
     parser.add_argument("--batch", type=int, default=8)

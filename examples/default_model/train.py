@@ -15,6 +15,7 @@ import math
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def list_maps(folder: Path, simulation: str) -> list[tuple[str, str, int, int]]:
     return [(str(folder), simulation, *map(int, name.split("_"))) for name in names]
 
 
-def compute(job: tuple[str, str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compute(job: tuple[str, str, int, int], channels: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
 
     A third of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), a
@@ -65,21 +66,21 @@ def compute(job: tuple[str, str, int, int]) -> tuple[np.ndarray, np.ndarray, np.
         rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
         outlines = tuple((np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings)
         scene = Scene(rasterize(outlines, gray.shape), transmitter, polygons=outlines if view == 1 else None)
-    return condition_planes(scene, CHANNELS).astype(np.float16), gray, scene.buildings
+    return condition_planes(scene, channels).astype(np.float16), gray, scene.buildings
 
 
-def prepare(folders: list[Path], workers: int, simulation: str) -> None:
+def prepare(folders: list[Path], workers: int, simulation: str, channels: list[str]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         jobs = list_maps(folder, simulation)
         size = read_image(folder / f"gain/{simulation}/0_0.png").shape
         planes = np.lib.format.open_memmap(
-            CACHE / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(CHANNELS), *size)
+            CACHE / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(channels), *size)
         )
         maps = np.lib.format.open_memmap(CACHE / f"{folder.name}_maps.npy", "w+", np.uint8, (len(jobs), *size))
         free = np.lib.format.open_memmap(CACHE / f"{folder.name}_free.npy", "w+", np.bool_, (len(jobs), *size))
         with ProcessPoolExecutor(workers) as pool:
-            for i, (plane, gray, mask) in enumerate(pool.map(compute, jobs, chunksize=16)):
+            for i, (plane, gray, mask) in enumerate(pool.map(partial(compute, channels=channels), jobs, chunksize=16)):
                 # a dominant path reaches every free pixel, rays do not: no signal is then what is to be known
                 planes[i], maps[i], free[i] = plane, gray, ~mask & ((gray > 0) | (simulation != "DPM"))
         (CACHE / f"{folder.name}.json").write_text(json.dumps(jobs))
@@ -135,15 +136,18 @@ def teaching_maps(sets: list[str]) -> Maps:
 # Training ----------------------------------------------------------------------------------------------------------
 
 
-def new_model(seed: int) -> RadioDiffUNet2DModel:
+def new_model(seed: int, channels: list[str] = CHANNELS) -> RadioDiffUNet2DModel:
     torch.manual_seed(seed)
-    model = RadioDiffUNet2DModel(**MODEL)
+    model = RadioDiffUNet2DModel(**{**MODEL, "condition_channels": channels})
     start_from_physics(model)
     return model.to(memory_format=torch.channels_last)
 
 
 def start_from_physics(model: RadioDiffUNet2DModel) -> None:
-    """Set the output layers so that the first guess is the approximate dominant path, the detour channel itself."""
+    """Set the output layers so that the first guess is what the physics say, one of the channels itself: the dominant
+    path, or the reflected rays where the model sees them."""
+    channels = model.config.condition_channels
+    physics = "reflected_loss" if "reflected_loss" in channels else "detour_loss"
     head = model.drift_decoder.detail
     torch.nn.init.zeros_(head.conv2.weight)
     torch.nn.init.zeros_(head.conv2.bias)
@@ -152,7 +156,7 @@ def start_from_physics(model: RadioDiffUNet2DModel) -> None:
     # and the network's part of it is divided by sqrt(2)
     slope, offset = -80 / 49.58, (-47.85 - 80 + 97.42) / 49.58
     with torch.no_grad():
-        head.skip.weight[0, CHANNELS.index("detour_loss")] = -math.sqrt(2) * slope
+        head.skip.weight[0, channels.index(physics)] = -math.sqrt(2) * slope
         head.skip.bias.fill_(-math.sqrt(2) * offset)
 
 
@@ -222,13 +226,16 @@ def train(
     seed: int,
     steps: int,
     init: Path | None,
+    channels: list[str],
+    watch: list[str],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    model, scheduler = new_model(seed), ConstSDEScheduler()
+    model, scheduler = new_model(seed, channels), ConstSDEScheduler()
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     data = teaching_maps(train_sets)
-    watched = {"made_up": Maps(["made_up"], slice(-2 * HELD_OUT_MADE_UP, None)), "florence": Maps(["florence"])}
+    held_out = {"made_up": slice(-2 * HELD_OUT_MADE_UP, None)}
+    watched = {name: Maps([name], held_out.get(name, slice(None))) for name in watch}
     resume, done, spent = out / "resume.pt", 0, 0.0
     if init and not resume.exists():
         model.load_state_dict(torch.load(init, weights_only=True)["model"])
@@ -362,10 +369,13 @@ def main() -> None:
     command.add_argument("--data", type=Path, nargs="+", required=True)
     command.add_argument("--workers", type=int, default=os.cpu_count())
     command.add_argument("--simulation", default="DPM", help="folder under gain/")
+    command.add_argument("--channels", nargs="+", default=CHANNELS)
     command = commands.add_parser("train")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     command.add_argument("--hours", type=float, default=2.0)
+    command.add_argument("--channels", nargs="+", default=CHANNELS, help="those that the sets were prepared with")
+    command.add_argument("--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way")
     command.add_argument("--steps", type=int, default=10**9)
     command.add_argument("--batch", type=int, default=8)
     command.add_argument("--lr", type=float, default=6e-4)
@@ -387,7 +397,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=1)
     args = parser.parse_args()
     if args.command == "prepare":
-        prepare(args.data, args.workers, args.simulation)
+        prepare(args.data, args.workers, args.simulation, args.channels)
     elif args.command == "train":
         train(
             args.out,
@@ -399,6 +409,8 @@ def main() -> None:
             args.seed,
             args.steps,
             args.init,
+            args.channels,
+            args.watch,
         )
     elif args.command == "error-map":
         train_error_map(args.out, args.sets, args.steps, args.batch, args.lr, args.seed)
