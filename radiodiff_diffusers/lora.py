@@ -95,6 +95,7 @@ class LoraLoaderMixin(LoraBaseMixin):
                 f"the adapter is for another model: {type(module).__name__} has no layer {unknown[0]} "
                 f"({len(unknown)} of the adapter's layers are not there)"
             )
+        _check_classes(module, state_dict, module_name)
         module.load_lora_adapter(
             state_dict,
             prefix=module_name,
@@ -205,6 +206,19 @@ def _adapters_are_off(model) -> bool:
 
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     return bool(layers) and all(layer.disable_adapters for layer in layers)
+
+
+def _check_classes(module, state_dict: dict, module_name: str) -> None:
+    """An adapter of a table of classes has a column for each of its rows."""
+    for key, tensor in state_dict.items():
+        if key.endswith(".lora_embedding_A"):
+            table = module.get_submodule(key.removeprefix(module_name + ".").removesuffix(".lora_embedding_A"))
+            if tensor.shape[1] != table.num_embeddings:
+                wanted, there = tensor.shape[1] - 1, table.num_embeddings - 1  # less the null class
+                raise ValueError(
+                    f"the adapter was trained with {wanted} classes and the model has {there}: call "
+                    f"pipe.{module_name}.set_num_classes({wanted}) before load_lora_weights"
+                )
 
 
 def _with_prefix(state_dict: dict, metadata: dict | None, module_name: str):

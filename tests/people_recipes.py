@@ -17,10 +17,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 QUIET = ["--trackers", "", "--log_steps", "1", "--lr_warmup_steps", "0"]
 
 
-def load(recipe):
-    name = f"examples_{recipe}"
+def load(recipe, script="train"):
+    name = f"examples_{recipe}_{script}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / recipe / "train.py")
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / recipe / f"{script}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

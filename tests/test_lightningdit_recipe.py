@@ -15,6 +15,9 @@ from test_lightning_dit import SMALL as SMALL_DIT
 from test_lightning_dit import golden_case
 
 from radiodiff_diffusers import LightningDiTPipeline, LightningDiTTransformer2DModel
+from radiodiff_diffusers.convert.vavae import load_tokenizer
+from radiodiff_diffusers.data.latents import extract_latents
+from radiodiff_diffusers.data.micro_doppler import MicroDopplerFolder, simulate_users
 from radiodiff_diffusers.training.config import parse_config
 from radiodiff_diffusers.training.flow import FlowLossConfig, draw_dropped, draw_times, flow_step, velocity_errors
 
@@ -50,7 +53,9 @@ def read(name, *more):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_reads_and_has_a_tiny_one(path):
-    assert read(path.stem).train.output_dir.startswith(f"runs/{path.stem}")
+    config = read(path.stem)
+    assert config.train.output_dir.startswith(f"runs/{path.stem}")
+    assert (config.model.vae == "none") == path.stem.startswith("lora_")  # the base has one
     tiny = {"simulated_users": "micro_doppler_s_tiny"}.get(path.stem, f"{path.stem}_tiny")
     assert path.stem.endswith("_tiny") or path.with_name(f"{tiny}.yaml").exists()
 
@@ -223,6 +228,122 @@ def test_held_out_latents_are_not_trained_on(place):
     assert [folder.items[i] for i in validation.part] == held_out.items
 
 
+# Adapters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def new_people(place, trained, tmp_path_factory):
+    """Other people, two and four of them, as latents of the base's own tokenizer: `places[users]`."""
+    root = tmp_path_factory.mktemp("new")
+    places = {}
+    for users in (2, 4):
+        people = simulate_users(root / f"people_{users}", users=users, images_per_user=6, size=32, seed=1, processes=1)
+        folder = root / f"latents_{users}"
+        extract_latents(load_tokenizer(trained / "model"), MicroDopplerFolder(people, size=32), folder)
+        places[users] = (root, people, "none", folder)
+    return places
+
+
+def adapt(place, base, folder, *more):
+    more = ["--model.base", base / "model", "--batch_size", "8", "--learning_rate", "0.02", "--lora.rank", "4", *more]
+    return go(place, folder, *more, config="lora_users_tiny")
+
+
+def sampled(pipe, *labels):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(list(labels), num_inference_steps=3, generator=generator, output_type="latent").images
+
+
+def test_an_adapter_for_new_users(new_people, trained, tmp_path):
+    """Trained, saved, loaded on the base by the calls of the U-Net's adapters; the base gets back what it was."""
+    folder = adapt(new_people[2], trained, tmp_path / "run")
+    made = {path.name for path in (folder / "model").iterdir()}
+    assert "pytorch_lora_weights.safetensors" in made and "transformer" not in made and "model_index.json" not in made
+    weights = load_file(folder / "model/pytorch_lora_weights.safetensors")
+    assert all(".lora_" in name for name in weights)
+    assert weights["transformer.label_embedding.lora_embedding_A"].abs().sum() > 0
+    card = (folder / "model/README.md").read_text()
+    assert "pipe.load_lora_weights(" in card and "set_num_classes" not in card
+    trained_on = load_file(folder / "checkpoints/step_00000002/models.safetensors")
+    assert all(".lora_" in name for name in trained_on)  # the base's own weights did not train
+
+    pipe = LightningDiTPipeline.from_pretrained(trained / "model")
+    base = sampled(pipe, 0, 1)
+    pipe.load_lora_weights(folder / "model", adapter_name="new")
+    adapted = sampled(pipe, 0, 1)
+    assert not torch.allclose(adapted, base, atol=1e-4)
+    # what the run itself validated: the averaged weights at the last step
+    average = load_file(folder / "checkpoints/step_00000002/ema.safetensors")
+    for name, tensor in pipe.transformer.state_dict().items():
+        if ".lora_" in name:
+            assert torch.equal(tensor, average["transformer." + name.replace(".new", ".default")]), name
+    pipe.fuse_lora()
+    assert torch.allclose(sampled(pipe, 0, 1), adapted, atol=1e-4)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.allclose(sampled(pipe, 0, 1), base, atol=1e-4)
+
+
+def test_generate_with_an_adapter(new_people, trained, tmp_path):
+    """Folders of images by user; those of the adapter are not mixed with the base's, and a stopped command goes on."""
+    adapter = adapt(new_people[2], trained, tmp_path / "run") / "model"
+    generate = load("lightningdit", "generate")
+
+    def images(folder, *more):
+        options = ["--users", "0", "1", "--count", "2", "--steps", "3", "--device", "cpu", *map(str, more)]
+        assert generate.main([str(trained / "model"), str(folder), *options]) == 0
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+
+    base, adapted = images(tmp_path / "base"), images(tmp_path / "adapted", "--lora", adapter)
+    assert list(base) == ["user_00/0000.png", "user_00/0001.png", "user_01/0000.png", "user_01/0001.png"]
+    assert base.keys() == adapted.keys() and all(base[name] != adapted[name] for name in base)
+    (tmp_path / "adapted/user_01/0000.png").unlink()
+    assert images(tmp_path / "adapted", "--lora", adapter) == adapted
+    with pytest.raises(ValueError, match="holds images of another model"):
+        images(tmp_path / "base", "--lora", adapter)
+    with pytest.raises(OSError, match="no such adapter"):
+        images(tmp_path / "base", "--lora", tmp_path / "nowhere")
+
+
+def test_an_adapter_for_more_users_than_the_base_has(new_people, trained, tmp_path, caplog):
+    folder = adapt(new_people[4], trained, tmp_path / "run")
+    assert "3 classes replaced by 4 new ones" in caplog.text
+    assert "pipe.transformer.set_num_classes(4)" in (folder / "model/README.md").read_text()
+    pipe = LightningDiTPipeline.from_pretrained(trained / "model")
+    with pytest.raises(ValueError, match="trained with 4 classes and the model has 3: call pipe.transformer.set_num"):
+        pipe.load_lora_weights(folder / "model")
+    pipe.transformer.set_num_classes(4)
+    pipe.load_lora_weights(folder / "model")
+    assert sampled(pipe, 3).isfinite().all()
+    with pytest.raises(ValueError, match="unload it before the number of classes changes"):
+        pipe.transformer.set_num_classes(5)
+
+
+def test_the_new_latents_are_normalised_as_the_bases_were(new_people, trained):
+    """Its pipeline undoes its own statistics, whatever those of the new users are."""
+    config = read("lora_users_tiny", "--model.base", str(trained / "model"), "--data.source", str(new_people[2][3]))
+    config.data.images, config.data.sample = None, False
+    *_, latents, _ = load("lightningdit").open_base(config)
+    pipe = LightningDiTPipeline.from_pretrained(trained / "model")
+    raw = load_file(next(new_people[2][3].glob("*.safetensors")))["latents"][:1]
+    with torch.no_grad():
+        expected = pipe.vae.decode(raw).sample
+        assert torch.allclose(pipe.decode_latents(latents[0]["latents"][None]), expected, atol=1e-4)
+
+
+def test_what_an_adapter_cannot_have(place, new_people, trained, tmp_path):
+    with pytest.raises(ValueError, match="model.base brings its own weights and tokenizer"):
+        adapt((*place[:2], place[2], place[3]), trained, tmp_path / "run")
+    with pytest.raises(ValueError, match="lora.targets: 'everything' names no linear .*attention, feed_forward, all"):
+        adapt(new_people[2], trained, tmp_path / "run", "--targets", "everything")
+    tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
+    extract_latents(load_tokenizer(tmp_path / "other"), MicroDopplerFolder(place[1], size=32), tmp_path / "theirs")
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        adapt((*place[:2], "none", tmp_path / "theirs"), trained, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Starting weights --------------------------------------------------------------------------------------------------
 
 
@@ -346,3 +467,18 @@ def test_four_commands(tmp_path, monkeypatch):
     pipe.set_progress_bar_config(disable=True)
     images = pipe([3, 3], num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images
     assert images[0].size == (64, 64) and images[0].tobytes() != images[1].tobytes()
+
+    # and an adapter that makes them other people
+    command = "gait data/new_tiny_users --users 4 --images 20 --size 64 --seed 1"
+    assert cli.main(command.split()) == 0
+    command = (
+        "latents extract data/new_tiny_users --size 64 -t runs/micro_doppler_s_tiny/model -o data/new_tiny_latents"
+    )
+    assert cli.main(command.split()) == 0
+    more = ["--validation.steps", "20"]
+    folder = train("lightningdit", "lora_users_tiny", tmp_path / "runs/lora_users_tiny", *more, cwd=tmp_path)
+    errors = [e["velocity_mse"] for e in events(folder, "validation")]
+    assert errors[-1] < 0.97 * errors[0]
+    pipe.load_lora_weights(folder / "model")
+    again = pipe([3, 3], num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images
+    assert again[0].tobytes() != images[0].tobytes()

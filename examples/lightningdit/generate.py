@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="folder or Hub id of a LightningDiTPipeline")
     parser.add_argument("output", help="folder for user_00/0000.png ...")
+    parser.add_argument("--lora", metavar="ADAPTER", help="folder, file or Hub id of an adapter of the pipeline")
     parser.add_argument("--users", type=int, nargs="+", metavar="N", help="classes (default: all)")
     parser.add_argument("--count", type=int, default=50, metavar="N", help="images a user (default: 50)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="points in time (default: 50)")
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     pipe = LightningDiTPipeline.from_pretrained(args.pipeline)
+    if args.lora:
+        pipe.load_lora_weights(args.lora)
     pipe.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).set_progress_bar_config(disable=True)
     check_folder(Path(args.output), pipe, {"steps": args.steps, "guidance": args.guidance, "seed": args.seed})
     users = args.users if args.users is not None else range(pipe.transformer.config.num_classes)
@@ -77,5 +80,5 @@ def check_folder(folder: Path, pipe: LightningDiTPipeline, settings: dict) -> No
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

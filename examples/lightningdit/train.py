@@ -3,7 +3,8 @@
     radiodiff latents extract data/micro_doppler -t runs/micro_doppler_dinov2/model -o data/latents
     accelerate launch examples/lightningdit/train.py --config examples/lightningdit/micro_doppler_xl.yaml
 
-Flow matching from noise (time 0) to data (time 1). The result is a folder for `LightningDiTPipeline.from_pretrained`.
+Flow matching from noise (time 0) to data (time 1). The result is a folder for `LightningDiTPipeline.from_pretrained`;
+with `model.base` it is a LoRA adapter of that pipeline, for `pipe.load_lora_weights`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig
 
 from radiodiff_diffusers.convert.lightningdit import lightningdit_from_original
 from radiodiff_diffusers.convert.vavae import load_original_checkpoint, load_tokenizer, set_latent_statistics
+from radiodiff_diffusers.lora import adapter_of
 from radiodiff_diffusers.models.lightning_dit import LightningDiTTransformer2DModel, lightning_dit_config
 from radiodiff_diffusers.pipelines.pipeline_lightningdit import LightningDiTPipeline
 from radiodiff_diffusers.training.config import (
@@ -30,7 +33,9 @@ from radiodiff_diffusers.training.config import (
     parse_config,
 )
 from radiodiff_diffusers.training.flow import FlowLossConfig, FlowValidation, flow_step
+from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.people import LatentData, LatentSamples, count_classes, open_latents
+from radiodiff_diffusers.training.preflight import count_parameters
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
 from radiodiff_diffusers.training.recipe import existing, make_adamw, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
@@ -45,6 +50,19 @@ class ModelConfig:
     qk_norm: bool = option(True, "norm on queries and keys: keeps bf16 from diverging; the released models have none")
     vae: str = option("none", "the tokenizer that the latents are of: folder, Hub id, or original checkpoint")
     timestep_shift: float = option(0.3, "of the published pipeline's time grid; 0 for none")
+    base: str = option("none", "train a LoRA adapter of this pipeline (folder or Hub id), and nothing else")
+
+
+@dataclass
+class AdapterConfig:
+    rank: int = option(8, "of the low-rank matrices")
+    alpha: int = option(8, "their product counts with alpha / rank")
+    dropout: float = option(0.0, "before them")
+    targets: list[str] = option(
+        ["all", "classes"],
+        "attention, feed_forward, all (both and the modulation), classes (the label table), layer names or regular "
+        "expressions",
+    )
 
 
 @dataclass
@@ -57,6 +75,7 @@ class FlowValidationConfig(ValidationConfig):
 @dataclass
 class DiTConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
     loss: FlowLossConfig = field(default_factory=FlowLossConfig)
     data: LatentData = field(default_factory=LatentData)
     train: TrainConfig = field(
@@ -75,18 +94,33 @@ pipe = LightningDiTPipeline.from_pretrained("{name}")
 images = pipe(class_labels=[0, 0, 1], num_inference_steps=50, guidance_scale={scale:g}).images
 """
 
+ADAPTER_USAGE = """
+from radiodiff_diffusers import LightningDiTPipeline
+
+pipe = LightningDiTPipeline.from_pretrained("{base}"){classes}
+pipe.load_lora_weights("{name}")
+images = pipe(class_labels=[0, 0, 1], num_inference_steps=50, guidance_scale={scale:g}).images
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(DiTConfig, argv, __doc__)
     accelerator = make_accelerator(config.train)
+    is_adapter = config.model.base not in ("none", None, "")
 
     # 1. Data and models
-    if config.model.vae in ("none", None, ""):
-        raise ValueError("model.vae: name the tokenizer that the latents in data.source were extracted with")
-    vae = load_tokenizer(config.model.vae).requires_grad_(False)
-    latents = open_latents(config.data, vae, config.train.seed)
-    set_normalisation(vae, latents, config.data)
-    transformer = make_transformer(config, latents)
+    if is_adapter:
+        vae, transformer, scheduler, latents, new_table = open_base(config)
+        add_adapter(transformer, config.lora, accelerator)
+    else:
+        if config.model.vae in ("none", None, ""):
+            raise ValueError("model.vae: name the tokenizer that the latents in data.source were extracted with")
+        vae = load_tokenizer(config.model.vae).requires_grad_(False)
+        latents = open_latents(config.data, vae, config.train.seed)
+        set_normalisation(vae, latents, config.data)
+        transformer = make_transformer(config, latents)
+        shift = 1 / config.model.timestep_shift if config.model.timestep_shift else 1.0
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     # labels are dropped by the training step, whose draws belong to the sample and not to the process
     transformer.register_to_config(class_dropout_prob=0.0)
     if config.train.gradient_checkpointing:
@@ -103,8 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # 3. How it is validated: the error on held-out latents, and pictures of the pipeline that users call
     def pipeline():
-        shift = 1 / config.model.timestep_shift if config.model.timestep_shift else 1.0
-        made = LightningDiTPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(shift=shift))
+        made = LightningDiTPipeline(vae, transformer, scheduler)
         made.set_progress_bar_config(disable=True)
         return made.to(accelerator.device)
 
@@ -124,14 +157,54 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
 
     def export(folder: Path) -> None:
-        transformer.register_to_config(class_dropout_prob=config.loss.label_dropout)
-        pipeline().save_pretrained(folder)
-        usage = USAGE.format(name=config.hub.model_id or folder, scale=config.validation.guidance_scale)
+        name, scale = config.hub.model_id or folder, config.validation.guidance_scale
+        if is_adapter:
+            LightningDiTPipeline.save_lora_weights(folder, **adapter_of(transformer, "transformer"))
+            usage = ADAPTER_USAGE.format(base=config.model.base, name=name, scale=scale, classes=new_table)
+        else:
+            transformer.register_to_config(class_dropout_prob=config.loss.label_dropout)
+            pipeline().save_pretrained(folder)
+            usage = USAGE.format(name=name, scale=scale)
         finish_folder(folder, run.folder, config, "lightningdit", usage, run.step)
         if config.hub.push:
             push_folder(folder, config)
 
     return run.train(training_step, validate, export)
+
+
+def open_base(config: DiTConfig):
+    """The pipeline to adapt in its parts, the latents of the new classes, normalised as the base's were, and the line
+    of code that makes the base take the adapter.
+
+    The base's classes become the new ones, number by number; where there are more than it has, its label table is
+    made anew, which is the same at any time.
+    """
+    for given, name in ((config.model.vae, "model.vae"), (config.train.init_from, "train.init_from")):
+        if given not in ("none", None, ""):
+            raise ValueError(f"{name} is {given}, but model.base brings its own weights and tokenizer: set it to none")
+    base = LightningDiTPipeline.from_pretrained(config.model.base)
+    vae, transformer = base.vae.requires_grad_(False), base.transformer
+    latents = open_latents(config.data, vae, config.train.seed)
+    statistics = vae.config.latents_mean, vae.config.latents_std
+    latents.mean, latents.std = (None if v is None else torch.tensor(v).view(-1, 1, 1) for v in statistics)
+    latents.multiplier = vae.config.scaling_factor
+    classes = count_classes(config.data, latents)
+    new_table = ""
+    if classes > transformer.config.num_classes:
+        transformer.set_num_classes(classes)
+        new_table = f"\npipe.transformer.set_num_classes({classes})"
+    return vae, transformer, base.scheduler, latents, new_table
+
+
+def add_adapter(transformer: LightningDiTTransformer2DModel, lora: AdapterConfig, accelerator) -> None:
+    targets = find_lora_targets(transformer, lora.targets, transformer.lora_target_modules)
+    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    transformer.add_adapter(LoraConfig(target_modules=targets, **options))
+    trained, frozen = count_parameters(transformer)
+    accelerator.print(
+        f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model",
+        file=sys.stderr,
+    )
 
 
 def make_transformer(config: DiTConfig, latents) -> LightningDiTTransformer2DModel:

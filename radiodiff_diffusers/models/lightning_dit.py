@@ -215,6 +215,7 @@ class LightningDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Pe
         "attention": r"blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)",
         "feed_forward": r"blocks\.\d+\.ff\.net\.(0\.proj|2)",
         "all": r"blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)|modulation)",
+        "classes": r"label_embedding",
     }
 
     @register_to_config
@@ -284,6 +285,8 @@ class LightningDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Pe
         The old classes are forgotten: train before asking for the new ones.
         """
         old = self.label_embedding
+        if type(old) is not nn.Embedding:
+            raise ValueError("the label table carries a LoRA adapter: unload it before the number of classes changes")
         null_row = old.weight[self.config.num_classes]
         self.label_embedding = nn.Embedding(num_classes + 1, old.embedding_dim, device=old.weight.device)
         self.label_embedding.to(old.weight.dtype)
