@@ -41,6 +41,20 @@ def test_lists_nothing_and_dictionary_entries():
     assert config.data.options == {"simulation": "IRT4", "cars": True}
 
 
+def test_dataset_is_another_name_for_the_source(tmp_path, capsys):
+    path = written(tmp_path, "data: {source: data/cities, options: {simulation: DPM}, simulate: {cities: 3}}\n")
+    for flag in (["--dataset", "you/maps"], ["--dataset=you/maps"], ["--data.source", "you/maps"]):
+        config = parse_config(Recipe, ["--config", path, *flag])
+        assert config.data.source == "you/maps" and config.data.options == {"simulation": "DPM"}
+        assert config.data.simulate == {}  # nothing may be simulated into another data set
+    assert parse_config(Recipe, ["--config", path, "--dataset", "data/cities"]).data.simulate == {"cities": 3}
+    given = parse_config(Recipe, ["--config", path, "--dataset", "data/more", "--data.simulate.transmitters", "2"])
+    assert given.data.simulate == {"cities": 3, "transmitters": 2}
+    with pytest.raises(SystemExit):
+        parse_config(Recipe, ["--help"])
+    assert "--data.source VALUE, --source VALUE, --dataset VALUE" in " ".join(capsys.readouterr().out.split())
+
+
 def test_extends(tmp_path):
     base = "train: {max_steps: 10, batch_size: 3}\ndata: {options: {simulation: DPM}}\n"
     written(tmp_path, base, "base.yaml")

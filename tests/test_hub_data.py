@@ -9,14 +9,17 @@ import pytest
 import tiny_sets
 from PIL import Image
 
+from radiodiff_diffusers.cli import main
 from radiodiff_diffusers.data import hub
 from radiodiff_diffusers.data.collate import collate
 from radiodiff_diffusers.data.export import export_radiomapseer
 from radiodiff_diffusers.data.hub import HubMaps, StreamedMaps, open_dataset, push_to_hub, to_datasets, write_parquet
 from radiodiff_diffusers.data.hub_rows import map_features, map_pair, map_row
+from radiodiff_diffusers.data.hub_users import export_users, users_folder
 from radiodiff_diffusers.data.icassp2025 import ICASSP2025
 from radiodiff_diffusers.data.icassp2025_arrange import ArrangedIndoor, Arrangement, arrange
 from radiodiff_diffusers.data.kinds import find_kind
+from radiodiff_diffusers.data.micro_doppler import MicroDopplerFolder
 from radiodiff_diffusers.data.radiomapseer import RadioMapSeer
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 
@@ -331,6 +334,70 @@ def test_spectrograms_go_to_parquet_and_back(tmp_path):
     assert np.array_equal(np.asarray(rows[4]["image"]), np.asarray(Image.open(tmp_path / "users/user_02/1.png")))
 
 
+def test_people_of_parquet_are_a_folder_of_images_again(tmp_path):
+    rng = np.random.default_rng(0)
+    for user in (1, 3):
+        for k in range(3):
+            picture = rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)
+            tiny_sets.save(tmp_path / f"users/ID_{user}/Bag_line/{k}.png", picture)
+    folder = MicroDopplerFolder(tmp_path / "users", size=12)
+    write_parquet(dict(zip(("train", "val"), folder.split(0.67), strict=True)), tmp_path / "parquet")
+    back = users_folder(tmp_path / "parquet")
+    assert users_folder(tmp_path / "users") == tmp_path / "users" and users_folder(tmp_path / "parquet") == back
+    assert MicroDopplerFolder(back, size=12).fingerprint() == folder.fingerprint()
+    out = tmp_path / "out"
+    assert main(["data", "export", str(tmp_path / "parquet"), "-o", str(out), "--format", "users"]) == 0
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png"))[0] == "ID_1/Bag_line/0.png"
+    with pytest.raises(ValueError, match="is not empty"):
+        export_users(tmp_path / "parquet", out)
+    with pytest.raises(ValueError, match="is a folder of files"):
+        export_users(tmp_path / "users", tmp_path / "other")
+    maps = write_parquet({"train": [(Scene(np.eye(16) > 0, (8, 2)), RadioMap(np.zeros((16, 16))))]}, tmp_path / "maps")
+    with pytest.raises(ValueError, match="holds no spectrograms by user"):
+        users_folder(maps)
+
+
+def test_names_of_users_that_tell_no_class_and_files_that_lead_elsewhere(tmp_path):
+    """A data set on the Hub may call its people and its files anything."""
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+
+    tiny_sets.save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    data = (tmp_path / "a.png").read_bytes()
+    row = {"image": {"bytes": data, "path": None}, "path": "../../evil.png", "condition": "../up"}
+    rows = [{**row, "label": k} for k in (0, 1, 1)]
+    features = {"image": Image(), "label": ClassLabel(names=["anna", "ben"]), "path": Value("string")}
+    table = Dataset.from_list(rows, features=Features(features | {"condition": Value("string")}))
+    (tmp_path / "set/data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "set/data/train-00000-of-00001.parquet")
+    out = export_users(tmp_path / "set", tmp_path / "out")
+    found = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert found == ["user_00/up/evil.png", "user_01/up/000002_evil.png", "user_01/up/evil.png"]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "set", "out"}
+
+
+def test_options_of_files_do_not_fit_parquet(shards, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="leave out the option 'simulation', which is for folders of files"):
+        open_dataset(shards, "train", simulation="DPM")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("data/RadioMapSer", "runs/x", "mine/maps"):  # not asked of the Hub
+        with pytest.raises(ValueError, match=f"{name}: no such folder"):
+            open_dataset(name)
+
+
+def test_a_recipe_made_for_files_takes_parquet(shards, caplog):
+    from radiodiff_diffusers.training.config import DataConfig
+    from radiodiff_diffusers.training.data import open_split
+
+    config = DataConfig(source=str(shards), options={"simulation": "DPM", "streaming": True})
+    assert isinstance(open_split(config), StreamedMaps)
+    assert "it is as it was exported, data.options.simulation of the recipe is not used" in caplog.text
+    assert len(open_split(DataConfig(source=str(shards)), training=False)) == 9
+    both = DataConfig(source=str(shards), options={"maps": [0]}, train_split="all", validation_split="all")
+    with pytest.raises(ValueError, match="data.options.maps cannot keep training and validation apart"):
+        open_split(both)
+
+
 def test_the_cache_keeps_channels_of_any_kind(seer, shards, tmp_path):
     for source, options in ((seer, {}), (shards, {}), (shards, {"streaming": True})):
         data = open_dataset(source, "train", cache=tmp_path / "c", cache_channels=["log_distance"], **options)
@@ -347,7 +414,7 @@ def test_the_cache_keeps_channels_of_any_kind(seer, shards, tmp_path):
         ("radiomapseer", {}, "needs the option root"),
         ("{seer}", {"streaming": True}, "leave streaming out"),
         ("{seer}", {"simulatoin": "DPM"}, "unexpected keyword argument 'simulatoin'"),
-        ("{shards}", {"simulation": "DPM"}, "unknown option 'simulation'"),
+        ("{shards}", {"colour": "red"}, "unknown option 'colour'"),
         ("{shards}", {"split": "test"}, "no split 'test': it has train, validation"),
         ("{empty}", {}, "holds no data set that is known"),
     ],

@@ -315,6 +315,11 @@ def test_a_wrong_folder_is_answered_with_the_expected_tree(tmp_path, tree):
         RadioMapSeer(tree, simulation="IRT3")
 
 
+def test_numbers_may_be_a_list_one_number_or_text(tree):
+    for maps in ([0, 2], (0, 2), "0,2", np.array([0, 2])):  # text is what the command line gives
+        assert RadioMapSeer(tree, "all", maps=maps, transmitters=1).samples == [(0, 1), (2, 1)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -324,7 +329,9 @@ def test_a_wrong_folder_is_answered_with_the_expected_tree(tmp_path, tree):
         ({"measurements": "roof"}, "unknown measurements"),
         ({"num_measurements": 0}, "num_measurements"),
         ({"irt2_max_weight": 1.5}, "irt2_max_weight"),
-        ({"maps": [99]}, "none of them"),
+        ({"maps": [99]}, r"none of those asked for: maps \[99\]"),
+        ({"maps": "0,x"}, "maps must be whole numbers, such as .*; got '0,x'"),
+        ({"transmitters": [0.5]}, "transmitters must be whole numbers"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(tree, options, message):

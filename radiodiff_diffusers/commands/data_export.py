@@ -6,9 +6,12 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DATA", help="a folder of any kind that is known, or a name on the Hub")
     parser.add_argument("-o", "--output", required=True, help="where to; a new folder")
-    parser.add_argument("--format", choices=("parquet", "radiomapseer"), default="parquet", help="default: parquet")
     parser.add_argument(
-        "--splits", default="train,val,test", help="which, with commas between (default: train,val,test)"
+        "--format", choices=("parquet", "radiomapseer", "users"), default="parquet",
+        help="parquet (default); radiomapseer: its folders; users: a folder of spectrograms a user, of Parquet",
+    )  # fmt: skip
+    parser.add_argument(
+        "--splits", help="which, with commas between (default: those of train,val,test that are there)"
     )
     parser.add_argument(
         "--option",
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     import yaml
     from tqdm import tqdm
 
-    from ..data.hub import open_dataset, push_to_hub, write_parquet
+    from ..data.hub import push_to_hub, write_parquet
 
     if args.rows < 1:
         raise ValueError(f"--rows must be at least 1; got {args.rows}")
@@ -40,13 +43,24 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         raise ValueError(f"--option takes NAME=VALUE, such as simulation=IRT2; got {wrong[0]!r}")
     options = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in args.option)}
-    splits = {name: open_dataset(args.source, name, **options) for name in args.splits.split(",")}
+
+    def bar(items, count):
+        return tqdm(items, total=count, unit="map", disable=None)
+
+    if args.format == "users":
+        from ..data.hub_users import export_users
+
+        print(json.dumps({"folder": str(export_users(args.source, args.output, bar))}))
+        return 0
+    splits = _open_splits(args.source, args.splits, options)
     count = sum(len(data) for data in splits.values())
     if args.format == "radiomapseer":
         from ..data.export import export_radiomapseer
 
+        if any(hasattr(data, "users") for data in splits.values()):
+            raise ValueError(f"{args.source} holds spectrograms: --format radiomapseer is for radio maps")
         pairs = (data[k] for data in splits.values() for k in range(len(data)))
-        print(json.dumps(export_radiomapseer(tqdm(pairs, total=count, unit="map", disable=None), args.output)))
+        print(json.dumps(export_radiomapseer(bar(pairs, count), args.output)))
         return 0
     folder = write_parquet(
         splits,
@@ -55,9 +69,27 @@ def run(args: argparse.Namespace) -> int:
         title=args.title,
         description=args.description,
         licence=args.licence,
-        progress=lambda rows, n: tqdm(rows, total=n, unit="map", disable=None),
+        progress=bar,
     )
     print(json.dumps({"folder": str(folder), **{name: len(data) for name, data in splits.items()}}))
     if args.push:
         print(push_to_hub(folder, args.push))
     return 0
+
+
+def _open_splits(source: str, names: str | None, options: dict) -> dict:
+    """The splits that were named; or those of the usual three that have samples, saying which have none."""
+    import sys
+
+    from ..data.hub import open_dataset
+
+    if names is not None:
+        return {name: open_dataset(source, name, **options) for name in names.split(",")}
+    open_dataset(source, "all", **options)  # what is wrong with the whole is no matter of splits
+    splits = {}
+    for name in ("train", "val", "test"):
+        try:
+            splits[name] = open_dataset(source, name, **options)
+        except ValueError as error:
+            print(f"split {name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+    return splits

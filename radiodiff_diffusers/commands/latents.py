@@ -67,6 +67,7 @@ def _extract(args: argparse.Namespace, rank: int | None = None, world_size: int 
     import torch
 
     from ..convert.vavae import load_tokenizer
+    from ..data.hub_users import users_folder
     from ..data.latents import extract_latents
     from ..data.micro_doppler import MicroDopplerFolder, find_users
     from . import choose_device
@@ -78,11 +79,12 @@ def _extract(args: argparse.Namespace, rank: int | None = None, world_size: int 
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{local_rank % torch.cuda.device_count()}"
     vae = load_tokenizer(args.tokenizer)
+    data = users_folder(args.data)
     dataset = MicroDopplerFolder(
-        args.data,
+        data,
         size=args.size,
         channels=vae.config.in_channels,
-        num_classes=args.num_classes or max(find_users(args.data)) + 1,
+        num_classes=args.num_classes or max(find_users(data)) + 1,
         allow_missing=args.allow_missing,
     )
     extract_latents(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RAY_CHANNELS = ("visibility", "obstruction", "detour_loss", "detour_turn")  # what `cache` keeps unless told otherwise
 ROW_GROUP = 100  # rows that are in memory at a time, when writing and when streaming
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_OURS = ("data", "runs")  # where recipes keep things: a name mistyped there is not asked of the Hub
 # the Hub's customary names of splits
 _HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -64,6 +65,13 @@ def open_dataset(
             raise ValueError(f"data set {str(source)!r} needs the option root: the folder it lies in")
         source = options.pop("root")
     kept = None if cache is None else PlaneCache(cache, tuple(cache_channels))
+    if is_packed(source):
+        refused = sorted(set(options) & file_options())
+        if refused:
+            raise ValueError(
+                f"{source} is a Parquet or Hub data set, which is as it was exported: leave out the option "
+                f"{refused[0]!r}, which is for folders of files"
+            )
     if not Path(source).is_dir():
         return _open_hub(_hub_name(source), split, streaming, kept, options)
     kind = find_kind(source)
@@ -82,6 +90,23 @@ def open_dataset(
         return classes[kind](source, split, cache=kept, **options)
     except TypeError as error:  # an option that this kind of data set does not have
         raise ValueError(f"{source} ({kind}): {str(error).replace('__init__()', 'open_dataset')}") from None
+
+
+def is_packed(source: str | Path) -> bool:
+    """Whether a source is Parquet shards or a name on the Hub, rather than a folder of files."""
+    return not Path(source).is_dir() or find_kind(source) == "parquet"
+
+
+def file_options() -> set[str]:
+    """The options that say how a folder of files is read, of any kind; Parquet and Hub data sets have none of them."""
+    from inspect import signature
+
+    from .icassp2025 import ICASSP2025
+    from .micro_doppler import MicroDopplerFolder
+    from .radiomapseer import RadioMapSeer
+
+    names = {name for kind in (RadioMapSeer, ICASSP2025, MicroDopplerFolder) for name in signature(kind).parameters}
+    return names - {"root", "split", "seed", "cache"} | {"train_share"}
 
 
 class HubMaps:
@@ -204,6 +229,9 @@ def _pick_splits(split: str, present: list[str], where: str) -> list[str]:
 
 def _hub_name(source: str | Path) -> str:
     name = str(source)
+    above, inside, _ = name.partition("/")
+    if inside and (above in _OURS or Path(above).is_dir()):
+        raise ValueError(f"{name}: no such folder (nor asked for on the Hub, for {above}/ is a place of yours)")
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
         raise ValueError(
             f"{name}: no such folder, and no name of a data set on the Hub either (those read owner/name)"

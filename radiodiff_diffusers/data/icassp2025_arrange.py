@@ -43,6 +43,7 @@ from .icassp2025_files import (
 from .plane_cache import PlaneCache
 from .png import read_gray
 from .radiomapseer_writer import write_image, write_whole
+from .splits import whole_numbers
 
 MANIFEST = "manifest.json"
 SIZES = {"arranged": 256, "multi-condition": 320}
@@ -88,7 +89,7 @@ class Arrangement:
             raise ValueError(f"size must be at least 16 pixels; got {self.size}")
         for name in _CHOICES:
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, sorted(set(getattr(self, name))))
+                object.__setattr__(self, name, sorted(set(whole_numbers(getattr(self, name), name))))
         # As JSON has it, so that it compares with a manifest's.
         bands = {str(band): value for band, value in sorted(read_bands(self.hertz).items())}
         object.__setattr__(self, "hertz", bands or None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..scene import GainScale, RadioMap, Scene
+from .splits import whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -218,10 +219,11 @@ def select(
 ) -> list[Name]:
     """Those of some samples that have one of these numbers; `None` takes all."""
     chosen = list(names)
-    for field, allowed in (("building", buildings), ("antenna", antennas), ("frequency", frequencies)):
+    wanted = {"building": ("buildings", buildings), "antenna": ("antennas", antennas)}
+    for field, (name, numbers) in (wanted | {"frequency": ("frequencies", frequencies)}).items():
+        allowed = whole_numbers(numbers, name)
         if allowed is not None:
-            allowed = set(allowed)
-            chosen = [name for name in chosen if getattr(name, field) in allowed]
+            chosen = [sample for sample in chosen if getattr(sample, field) in allowed]
     return chosen
 
 

@@ -137,7 +137,11 @@ def find_users(root: str | Path) -> dict[int, str]:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected one with a folder of images for each user, like user_00")
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return classes_of(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), str(root))
+
+
+def classes_of(folders: list[str], root: str) -> dict[int, str]:
+    """Users' folder names by class, as `find_users` does it."""
     parsed = [(name, re.fullmatch(r"(.*?)[ _-]?(\d+)", name)) for name in folders]
     strange = [name for name, match in parsed if match is None]
     if strange or not parsed:
@@ -286,7 +290,8 @@ def _check_users(users: dict[int, str], num_classes: int | None, allow_missing: 
     if missing and not allow_missing:
         raise ValueError(
             f"{len(missing)} of {num_classes} users have no folder, the first is class {missing[0]} (there is "
-            f"{next(iter(users.values()))} and so on): add them, or allow missing users (--allow-missing)"
+            f"{next(iter(users.values()))} and so on): add them, or allow missing users (--allow-missing, of a "
+            "recipe --allow_missing true)"
         )
     return num_classes
 

@@ -22,7 +22,7 @@ from ..scene import GainScale, RadioMap, Scene
 from .measurements import PLACES, measurement_places, take
 from .plane_cache import PlaneCache
 from .radiomapseer_files import LAYOUTS, RadioMapSeerFolder
-from .splits import choose_maps, split_maps
+from .splits import choose_maps, split_maps, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ class RadioMapSeer:
         self.epoch = 0
         self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._check_options()
+        maps, transmitters = whole_numbers(maps, "maps"), whole_numbers(transmitters, "transmitters")
         self.samples = self._find_samples(maps, transmitters, strict)
 
     def __len__(self) -> int:
@@ -213,15 +214,19 @@ class RadioMapSeer:
         return self._places[map_id]
 
     def _find_samples(
-        self, maps: Iterable[int] | None, transmitters: Iterable[int] | None, strict: bool
+        self, maps: list[int] | None, transmitters: list[int] | None, strict: bool
     ) -> list[tuple[int, int]]:
         files = [self.folder.gain_files(simulation) for simulation in self.simulations]
         present = {
             k: sorted(set.intersection(*(set(f[k]) for f in files))) for k in files[0] if all(k in f for f in files)
         }
-        wanted = list(maps) if maps is not None else choose_maps(list(present), self.split, self.scheme)
+        wanted = maps if maps is not None else choose_maps(list(present), self.split, self.scheme)
         allowed = None if transmitters is None else set(transmitters)
         samples = [(k, t) for k in wanted for t in present.get(k, ()) if allowed is None or t in allowed]
+        if not samples and (maps is not None or allowed is not None):
+            named = [f"{k} {v}" for k, v in (("maps", maps), ("transmitters", transmitters)) if v is not None]
+            where = f"{self.folder.root}/gain/{self.simulations[0]}"
+            raise ValueError(f"{where} has {len(present)} maps, none of those asked for: {', '.join(named)}")
         if not samples:
             raise ValueError(
                 f"{self.folder.root}/gain/{self.simulations[0]} has {len(present)} maps, none of them in split "

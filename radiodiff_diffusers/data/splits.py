@@ -13,6 +13,9 @@ figures, not to report new ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 SCHEMES = ("corrected", "radiounet", "radiodiff")
@@ -60,3 +63,17 @@ def _check(split: str, scheme: str) -> None:
         raise ValueError(f"unknown split scheme {scheme!r}: use one of {', '.join(SCHEMES)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+
+
+def whole_numbers(values: Any, name: str) -> list[int] | None:
+    """Numbers of maps, transmitters and the like as users write them: 3, [3, 4] or "3,4"; `None` stays `None`."""
+    if values is None:
+        return None
+    parts = values.split(",") if isinstance(values, str) else values if isinstance(values, Iterable) else [values]
+    try:
+        numbers = [int(part) for part in parts]
+        if all(isinstance(part, str) or part == number for part, number in zip(parts, numbers, strict=True)):
+            return numbers
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be whole numbers, such as [0, 1] or 0,1; got {values!r}")

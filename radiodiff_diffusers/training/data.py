@@ -50,7 +50,7 @@ def open_split(config: DataConfig, training: bool = True):
 
 
 def _packed_options(config: DataConfig, options: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's options without those that choose among files: Parquet and Hub data sets are as they were exported."""
+    """A recipe's options without those for folders of files: Parquet and Hub data sets are as they were exported."""
     from ..data.hub import file_options
 
     unused = sorted(set(options) & file_options())

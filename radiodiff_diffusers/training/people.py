@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..data.hub_users import users_folder
 from ..data.latents import LatentDataset
 from ..data.micro_doppler import MicroDopplerFolder, find_users, simulate_users, split_indices
 from .config import DataConfig, option
@@ -22,7 +23,9 @@ from .config import DataConfig, option
 class PeopleData(DataConfig):
     """A data section for images by user; the keys of `DataConfig` that belong to maps do nothing here."""
 
-    source: str = option("data/micro_doppler", "folder with a folder for each user: user_00 ... or ID_1 ...")
+    source: str = option(
+        "data/micro_doppler", "a folder for each user inside: user_00 ... or ID_1 ...; or Parquet, or a Hub id"
+    )
     image_channels: list[str] = option(["spectrogram"], "what the images are, for the model card")
     size: int = option(256, "images are resized straight to this side, with Lanczos")
     channels: int = option(3, "3 for colour, 1 for gray")
@@ -45,12 +48,13 @@ def open_people(config: PeopleData, accelerator) -> tuple[MicroDopplerFolder, Mi
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 simulate_users(config.source, **config.simulate)
+    source = users_folder(config.source)
     folder = MicroDopplerFolder(
-        config.source,
+        source,
         size=config.size,
         channels=config.channels,
         # named here, a missing user is an error and not a warning
-        num_classes=config.num_classes or max(find_users(config.source)) + 1,
+        num_classes=config.num_classes or max(find_users(source)) + 1,
         allow_missing=config.allow_missing,
         augment={"time_shift": config.time_shift} if config.time_shift else None,
         seed=config.split_seed,
@@ -117,7 +121,10 @@ def _images_of(config: LatentData, vae) -> MicroDopplerFolder:
 
     manifest = _read_manifest(Path(config.source)) or {}
     size = manifest.get("size") or vae.config.sample_size
-    return MicroDopplerFolder(config.images, size=size, channels=vae.config.in_channels)
+    images = users_folder(config.images)
+    # users may be missing here: whether they are those of the latents is asked next, in one line
+    users = max(find_users(images)) + 1
+    return MicroDopplerFolder(images, size, vae.config.in_channels, num_classes=users, allow_missing=True)
 
 
 def _divide(labels: np.ndarray, config: PeopleData | LatentData) -> tuple[list[int], list[int]]:
