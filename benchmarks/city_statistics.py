@@ -20,7 +20,7 @@ from radiodiff_diffusers.data.png import read_gray
 from radiodiff_diffusers.data.radiomapseer import read_scene
 from radiodiff_diffusers.engines import dominant_path, ray_tracing
 from radiodiff_diffusers.engines.sionna_rt import missing_for_ray_tracing
-from radiodiff_diffusers.scene import Scene
+from radiodiff_diffusers.scene import RadioMap, Scene
 
 COLUMNS = {
     "coverage %": "mean share of ground under buildings",
@@ -109,6 +109,45 @@ def beside_the_engine(folder: str, map_id: int, tx_id: int) -> list[np.ndarray]:
     return [labelled(f"real {map_id}_{tx_id}", scene, real), labelled(f"simulated {map_id}_{tx_id}", scene, simulated)]
 
 
+def real_and_simulated(folder: str, columns: int = 4):
+    """Maps of RadioMapSeer; below, what the engine makes of the same outlines, of made-up cities and of real towns."""
+    from matplotlib.figure import Figure
+
+    places = sorted(tuple(map(int, path.stem.split("_"))) for path in Path(folder, "gain/DPM").glob("*.png"))[:columns]
+    same = [read_scene(folder, *place, layout="polygon") for place in places]
+    real = [RadioMap.from_gray(read_gray(Path(folder, f"gain/DPM/{m}_{t}.png"))).gain_db for m, t in places]
+    made_up = [
+        generate_city(300 + k, style=style) for k, style in enumerate(("apartments", "old_town", "perimeter", "halls"))
+    ]
+    towns = [
+        tiles[len(tiles) // 2] for tiles in map(footprint_tiles, ("munich", "etoile", "san_francisco", "florence"))
+    ]
+    for cities in (made_up, towns):
+        for k, city in enumerate(cities):
+            cities[k] = city.replace(transmitter=transmitters(city, 1, np.random.default_rng(k))[0])
+    rows = {
+        "RadioMapSeer (WinProp)": (same, real),
+        "simulated, same outlines": (same, None),
+        "simulated, made-up cities": (made_up, None),
+        "simulated, real footprints": (towns, None),
+    }
+    figure = Figure(figsize=(9.6, 9.4), layout="compressed")
+    axes = figure.subplots(len(rows), columns)
+    for row, (title, (scenes, maps)) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(title)
+        for k, (axis, scene) in enumerate(zip(row, scenes, strict=False)):
+            gain = dominant_path(scene).gain_db if maps is None else maps[k]
+            shown = axis.imshow(
+                np.ma.masked_where(scene.buildings, gain), vmin=-147, vmax=-60, interpolation="nearest"
+            )
+            axis.plot(*scene.transmitter, "+", color="red", markersize=9)
+            name = f"transmitter {scene.name.split('_')[1]}" if scenes is same else scene.name.split("-")[0]
+            axis.set_title(name.replace("_", " "), fontsize=9)
+            axis.set(xticks=[], yticks=[], facecolor="0.75")
+    figure.colorbar(shown, ax=axes, label="gain, dB", shrink=0.4)
+    return figure
+
+
 def engines_side_by_side() -> Image.Image:
     """The same transmitters by both outdoor engines: outlines, dominant path, ray tracing."""
     rows = []
@@ -139,6 +178,9 @@ if __name__ == "__main__":
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
         contact_sheet(args.radiomapseer).save(args.pictures / "simulated_cities.png", optimize=True)
+        if args.radiomapseer:
+            figure = real_and_simulated(args.radiomapseer)
+            figure.savefig(args.pictures / "real_and_simulated.png", dpi=100, bbox_inches="tight", pad_inches=0.05)
         if missing_for_ray_tracing() is None:
             engines_side_by_side().save(args.pictures / "engines.png", optimize=True)
         print(f"pictures: {args.pictures}")
