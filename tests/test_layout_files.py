@@ -65,8 +65,13 @@ def test_feet_and_web_mercator_are_not_taken_for_metres(tmp_path):
     pytest.importorskip("pyproj")
     house = feature(square(1_280_000, 6_106_000, 100))
     stretched = write(tmp_path / "m.json", collection(house, crs="urn:ogc:def:crs:EPSG::3857"))
-    # Web Mercator is projected and says metres; what it says is taken as it is, which its users know
-    assert town_from_file(stretched)[0].area == pytest.approx(10_000)
+    # Web Mercator's metres are those of the equator: at 48 degrees north 0.67 m
+    latitude = np.pi / 2 - 2 * np.arctan(np.exp(-6_106_050 / 6_378_137))
+    assert town_from_file(stretched)[0].area == pytest.approx(10_000 * np.cos(latitude) ** 2, rel=0.005)
+    named = collection(feature(square(691_000, 5_334_000, 60))) | {"crs": "EPSG:25832"}
+    assert town_from_file(write(tmp_path / "n.json", named))[0].area == pytest.approx(3600)  # UTM is metres as it is
+    with pytest.raises(ValueError, match="n.json names a coordinate system in a way that is not known"):
+        town_from_file(write(tmp_path / "n.json", named | {"crs": {"type": "link"}}))
     feet = write(tmp_path / "f.json", collection(feature(square(6_000_000, 2_100_000, 100)), crs="EPSG:2227"))
     assert town_from_file(feet)[0].area == pytest.approx((100 * 0.3048) ** 2, rel=0.002)
 

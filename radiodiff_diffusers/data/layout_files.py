@@ -22,6 +22,7 @@ Projection = Callable[[np.ndarray], np.ndarray] | None
 
 LARGEST_TOWN = 3.0  # degrees; a file that spans more is not in degrees
 METRES = "metres"
+MOST_STRETCH = 0.005  # a projected system whose metres differ more than that from true ones is projected anew
 
 
 def scene_from_file(
@@ -140,7 +141,12 @@ def _load(path: Path) -> list[Any] | tuple[list[Any], str | None]:
     except (KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
         raise ValueError(f"{path} is damaged GeoJSON: {str(error).splitlines()[0]}") from None
     stated = content.get("crs")
-    return geometries, stated["properties"]["name"] if stated else None
+    try:
+        return geometries, stated if stated is None or isinstance(stated, str) else stated["properties"]["name"]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{path} names a coordinate system in a way that is not known: say which it is, crs=..."
+        ) from None
 
 
 def _projection(path: Path, bounds: np.ndarray, crs: str | None) -> Projection:
@@ -165,12 +171,16 @@ def _projection(path: Path, bounds: np.ndarray, crs: str | None) -> Projection:
         source = pyproj.CRS.from_user_input(crs or "OGC:CRS84")
     except pyproj.exceptions.CRSError:
         raise ValueError(f"unknown coordinate system {crs!r}: use 'metres' or a name such as 'EPSG:25832'") from None
-    if source.is_projected and all(axis.unit_conversion_factor == 1 for axis in source.axis_info[:2]):
-        return None
+    in_metres = source.is_projected and all(axis.unit_conversion_factor == 1 for axis in source.axis_info[:2])
     to_degrees = pyproj.Transformer.from_crs(source, "OGC:CRS84", always_xy=True)
     longitude, latitude = to_degrees.transform((west + east) / 2, (south + north) / 2)
     if not (np.isfinite(longitude) and np.isfinite(latitude)):
         raise ValueError(f"{path} has coordinates that are no places in {crs or 'degrees'}")
+    if in_metres:
+        # Web Mercator counts in metres, too, but of the equator: at 48 degrees a house is half as long again.
+        scale = pyproj.Proj(source).get_factors(longitude, latitude)
+        if max(abs(scale.meridional_scale - 1), abs(scale.parallel_scale - 1)) < MOST_STRETCH:
+            return None
     zone = min(int((longitude + 180) // 6) + 1, 60)
     utm = pyproj.CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
     to_metres = pyproj.Transformer.from_crs(source, utm, always_xy=True)
