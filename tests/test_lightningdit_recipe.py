@@ -392,6 +392,10 @@ def test_init_from_an_original_checkpoint(place, tmp_path):
 def test_init_from_what_is_not_there(place, tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
         go(place, tmp_path / "run", "--init_from", tmp_path / "xl.pt")
+    with pytest.raises(ValueError, match="holds AutoencoderKL, expected LightningDiTTransformer2DModel"):
+        go(place, tmp_path / "run", "--init_from", place[2])
+    with pytest.raises(ValueError, match="model.transformer has no 'num_layer'; known: .*num_layers"):
+        go(place, tmp_path / "run", "--model.transformer.num_layer", "3")
 
 
 # What must stop ----------------------------------------------------------------------------------------------------
@@ -405,6 +409,15 @@ def copy_of(folder, target):
 
 
 def test_another_tokenizer(place, tmp_path):
+    (tmp_path / "runs").mkdir()  # so that it cannot be meant for the Hub
+    with pytest.raises(ValueError, match="runs/nowhere: no such file or folder"):
+        go(place, tmp_path / "run", "--model.vae", "runs/nowhere")
+    broken = copy_of(place[2], tmp_path / "broken")
+    weights = broken / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="the tokenizer .*broken cannot be loaded") as error:
+        go(place, tmp_path / "run", "--model.vae", broken)
+    assert "\n" not in str(error.value)
     tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="made with another tokenizer"):
         go(place, tmp_path / "run", "--model.vae", tmp_path / "other")
@@ -412,7 +425,7 @@ def test_another_tokenizer(place, tmp_path):
         go(place, tmp_path / "run", "--model.vae", "none")
 
 
-def test_images_that_changed_and_users_in_another_order(place, tmp_path):
+def test_images_that_changed_and_users_in_another_order(place, tmp_path, caplog):
     import shutil
 
     changed = tmp_path / "changed"
@@ -425,6 +438,7 @@ def test_images_that_changed_and_users_in_another_order(place, tmp_path):
     (swapped / "user_00").rename(swapped / "user_09")
     with pytest.raises(ValueError, match="class 0 is nobody in the data and user_00"):
         go(place, tmp_path / "run", "--data.images", swapped)
+    assert "keep their numbers" not in caplog.text  # one line says it
 
 
 def test_latents_without_statistics_truncated_or_of_too_few_classes(place, tmp_path):

@@ -9,6 +9,7 @@ with `model.base` it is a LoRA adapter of that pipeline, for `pipe.load_lora_wei
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -217,6 +218,9 @@ def make_transformer(config: DiTConfig, latents) -> LightningDiTTransformer2DMod
     arguments |= config.model.transformer
     if "num_classes" in config.model.transformer:
         raise ValueError("classes are the data's: set data.num_classes, not num_classes of model.transformer")
+    known = set(inspect.signature(LightningDiTTransformer2DModel.__init__).parameters) - {"self", "num_classes"}
+    if unknown := sorted(config.model.transformer.keys() - known):
+        raise ValueError(f"model.transformer has no {unknown[0]!r}; known: {', '.join(sorted(known))}")
     for name, size in (("height", height), ("width", width)):
         if size % arguments["patch_size"]:
             raise ValueError(f"latents of {name} {size} cannot be cut in patches of {arguments['patch_size']}")
@@ -238,6 +242,9 @@ def start_from(where: str, transformer: LightningDiTTransformer2DModel) -> None:
         given = lightningdit_from_original(load_original_checkpoint(path), num_heads=heads)
     else:
         subfolder = "transformer" if (path / "transformer").is_dir() or not path.exists() else None
+        kind = LightningDiTTransformer2DModel.load_config(where, subfolder=subfolder).get("_class_name")
+        if kind != "LightningDiTTransformer2DModel":
+            raise ValueError(f"train.init_from: {where} holds {kind}, expected LightningDiTTransformer2DModel")
         given = LightningDiTTransformer2DModel.from_pretrained(where, subfolder=subfolder)
     if given.config.num_classes != transformer.config.num_classes:
         given.set_num_classes(transformer.config.num_classes)
@@ -273,5 +280,5 @@ def set_normalisation(vae, latents, data: LatentData) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

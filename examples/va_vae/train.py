@@ -449,5 +449,5 @@ def check_trainable(vae: AutoencoderKL, stages: list[Stage]) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

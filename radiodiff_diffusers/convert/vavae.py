@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+
+from ..hub_names import could_be_on_the_hub
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,6 @@ def load_original_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path} is a folder, not a checkpoint" if path.is_dir() else f"{path}: no such file")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
@@ -124,9 +126,15 @@ def load_tokenizer(path: str | Path, channels: int | None = None) -> Autoencoder
         if not candidates:
             raise ValueError(f"{path} holds no tokenizer: expected config.json, or vae/config.json of a pipeline")
         path = candidates[0]
-    elif folder.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or len(folder.parts) != 2:
+    elif folder.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or not could_be_on_the_hub(path):
         raise ValueError(f"{path}: no such file or folder (and no Hub id, which is owner/name)")
-    vae = AutoencoderKL.from_pretrained(str(path))
+    try:
+        vae = AutoencoderKL.from_pretrained(str(path))
+    except (OSError, SafetensorError) as error:  # of several lines, and of names that are not the user's
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the tokenizer {path} cannot be loaded ({reason}): check the name, or copy it again"
+        ) from None
     return adapt_channels(vae, channels).eval() if channels is not None else vae.eval()
 
 
