@@ -186,6 +186,13 @@ def test_a_data_loader_takes_maps_and_streams(shards):
         open_dataset(shards, "train"), 3, collate_fn=partial(collate, condition_channels=["buildings"])
     )
     assert [batch["condition"].shape[0] for batch in loader] == [3, 3, 3]
+    stream = open_dataset(shards, "train", streaming=True)
+    for workers in (0, 2):  # three shards: each row comes once, whoever reads it
+        loader = DataLoader(
+            stream, 2, collate_fn=partial(collate, condition_channels=["buildings"]), num_workers=workers
+        )
+        names = sorted(name for batch in loader for name in batch["name"])
+        assert names == [f"{m}_{t}" for m in range(3) for t in range(3)]
 
 
 def test_only_a_few_rows_are_in_memory_while_writing(tmp_path):
@@ -413,7 +420,7 @@ def test_the_cache_keeps_channels_of_any_kind(seer, shards, tmp_path):
         ("a/b/c", {}, "no such folder"),
         ("radiomapseer", {}, "needs the option root"),
         ("{seer}", {"streaming": True}, "leave streaming out"),
-        ("{seer}", {"simulatoin": "DPM"}, "unexpected keyword argument 'simulatoin'"),
+        ("{seer}", {"simulatoin": "DPM"}, "unknown option 'simulatoin': it takes scheme, simulation"),
         ("{shards}", {"colour": "red"}, "unknown option 'colour'"),
         ("{shards}", {"split": "test"}, "no split 'test': it has train, validation"),
         ("{empty}", {}, "holds no data set that is known"),

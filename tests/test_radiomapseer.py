@@ -324,6 +324,8 @@ def test_numbers_may_be_a_list_one_number_or_text(tree):
     ("options", "message"),
     [
         ({"missing": 5}, "missing must be 0 to 4"),
+        ({"missing": True}, "missing must be 0 to 4"),
+        ({"num_measurements": "x"}, r"num_measurements must be a number above 0, or \(low, high\); got 'x'"),
         ({"missing": 1, "version": 7}, "version must be 1 to 6"),
         ({"layout": "svg"}, "unknown layout"),
         ({"measurements": "roof"}, "unknown measurements"),

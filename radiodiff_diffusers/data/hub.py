@@ -88,8 +88,14 @@ def open_dataset(
     classes = {"radiomapseer": RadioMapSeer, "icassp2025": ICASSP2025, "arranged": ArrangedIndoor}
     try:
         return classes[kind](source, split, cache=kept, **options)
-    except TypeError as error:  # an option that this kind of data set does not have
-        raise ValueError(f"{source} ({kind}): {str(error).replace('__init__()', 'open_dataset')}") from None
+    except TypeError:  # an option that this kind of data set does not have, or a real mistake
+        from inspect import signature
+
+        known = [name for name in signature(classes[kind]).parameters if name not in ("root", "split")]
+        unknown = sorted(set(options) - set(known))
+        if not unknown:
+            raise
+        raise ValueError(f"{source} ({kind}): unknown option {unknown[0]!r}: it takes {', '.join(known)}") from None
 
 
 def is_packed(source: str | Path) -> bool:
@@ -127,9 +133,15 @@ class HubMaps:
 
 
 class StreamedMaps:
-    """The same of a `datasets.IterableDataset`: only iteration, in a shuffled order where a buffer was asked for."""
+    """The same of a `datasets.IterableDataset`: only iteration, in a shuffled order where a buffer was asked for.
+
+    A `torch.utils.data.DataLoader` takes it; several workers share the shards.
+    """
 
     def __init__(self, rows: datasets.IterableDataset, cache: PlaneCache | None = None) -> None:
+        from torch.utils.data import IterableDataset
+
+        IterableDataset.register(StreamedMaps)  # a loader asks; to inherit would import torch with this module
         self.rows, self.cache = _undecoded(rows), cache
 
     def __iter__(self) -> Iterator[tuple[Scene, RadioMap]]:

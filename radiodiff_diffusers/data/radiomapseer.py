@@ -284,7 +284,7 @@ class RadioMapSeer:
 def _buildings_folder(missing: int, version: int) -> str:
     if not missing:
         return "buildings_complete"
-    if not (isinstance(missing, int) and 1 <= missing <= MOST_MISSING):
+    if isinstance(missing, bool) or not (isinstance(missing, int) and 1 <= missing <= MOST_MISSING):
         raise ValueError(f"missing must be 0 to {MOST_MISSING} buildings, or 'random'; got {missing!r}")
     if not 1 <= version <= MISSING_VERSIONS:
         raise ValueError(f"version must be 1 to {MISSING_VERSIONS}; got {version!r}")
@@ -292,7 +292,10 @@ def _buildings_folder(missing: int, version: int) -> str:
 
 
 def _as_range(count: int | tuple[int, int]) -> tuple[int, int]:
-    low, high = (count, count) if isinstance(count, int) else (int(v) for v in count)
+    try:
+        low, high = (count, count) if isinstance(count, int) else (int(v) for v in count)
+    except (TypeError, ValueError):
+        low, high = 0, 0
     if not 0 < low <= high:
         raise ValueError(f"num_measurements must be a number above 0, or (low, high); got {count!r}")
     return low, high
