@@ -84,11 +84,16 @@ def test_everything_wrong_in_icassp_is_named_at_once(icassp, tmp_path):
     tiny_sets.save(root / "Outputs/Task_3_ICASSP/B3_Ant1_f1_S1.png", np.full((height, width), 200, np.uint8))
     (root / "Positions/Positions_B3_Ant2_f3.csv").write_text("X,Y,Azimuth\n1,1,0\n1,1,0\n")
     (root / "Radiation_Patterns/Ant2_Pattern.csv").write_text("1,2\n")
-    problems = "\n".join(check(root).problems)
+    (root / "Positions/Positions_B2_Ant2_f1.csv").unlink()
+    (root / "Outputs/Task_3_ICASSP/B2_Ant2_f1_S0.png").write_bytes(b"no")  # also where its position is missing
+    problems = check(root).problems
+    assert sum("Positions_B2_Ant2_f1.csv: no such file" in line for line in problems) == 1
+    problems = "\n".join(problems)
     for line in (
         "Outputs/Task_1_ICASSP/B1_Ant1_f1_S0.png: missing",
         "Inputs/Task_2_ICASSP/B2_Ant1_f2_S1.png: missing",
         "B1_Ant1_f1_S1.png is not an image",
+        "B2_Ant2_f1_S0.png is not an image",
         "B2_Ant1_f1_S1.png: 4 x 4 pixels",
         "B3_Ant1_f1_S1.png: path loss of 200 to 200 dB",
         "row 0: (1, 1) does not fit the distance channel of B3_Ant2_f3_S0",
@@ -135,6 +140,15 @@ def test_arrange_then_check(icassp, tmp_path, capsys):
         and report.facts["sizes"] == "48 x 48"
         and any("are in train and" in n for n in report.notes)
     )
+    spoiled = sorted((out / "train/edge").iterdir())[3].name
+    for kind in ("image", "edge"):  # both are named, not the first alone
+        whole = (out / "train" / kind / spoiled).read_bytes()
+        (out / "train" / kind / spoiled).write_bytes(b"no")
+        assert f"train/{kind}/{spoiled} is not an image" in check(out).problems[-1]
+        (out / "train" / kind / spoiled).write_bytes(whole)
+    for kind in ("image", "edge"):
+        (out / "train" / kind / spoiled).write_bytes(b"no")
+    assert len(check(out).problems) == 2
     next((out / "train/edge").iterdir()).unlink()
     assert [line for line in check(out).problems if line.startswith("train/edge/") and line.endswith("missing")]
     assert main([*arguments, "--fit", "stretch"]) == 2
@@ -161,6 +175,17 @@ def test_export_to_parquet_and_to_files(seer, tmp_path, capsys):
     assert main(arguments) == 0 and (back / "gain/DPM/2_2.png").is_file()
     assert main(["data", "export", str(seer), "-o", str(tmp_path / "x"), "--option", "task"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_export_takes_the_splits_that_have_samples(tmp_path, capsys):
+    root = tiny_sets.make_radiomapseer(tmp_path / "seer", maps=(0,), missing=False)
+    assert main(["data", "export", str(root), "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"folder": str(tmp_path / "out"), "train": 3}
+    assert "split val is left out" in said.err and "split test is left out" in said.err
+    assert main(["data", "export", str(root), "-o", str(tmp_path / "x"), "--splits", "val"]) == 2
+    assert main(["data", "export", str(tmp_path / "none"), "-o", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_spectrograms_are_checked(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .kinds import KINDS, find_kind
 
-# Reads one file and says what is wrong with it, if anything.
+# Reads one file, or those of one sample, and says what is wrong, if anything: one line or several.
 Job = Callable[[], str | None]
 
 
@@ -87,9 +87,11 @@ def check(
     if not quick:
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             done = pool.map(run_job, jobs)
-            report.problems += [line for line in (progress(done, len(jobs)) if progress else done) if line]
+            for found in progress(done, len(jobs)) if progress else done:
+                report.problems += (found or "").splitlines()
     if kind in ("icassp2025", "arranged"):
         icassp2025_check.finish(report)
+    report.problems = list(dict.fromkeys(report.problems))  # several samples may lack the same file
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,55 +132,75 @@ def _note_details(folder: ICASSP2025Folder, building: int, seen: dict[str, Any])
 
 
 def _check_raw(folder: ICASSP2025Folder, name: Name, task: int, has_output: bool, seen: dict[str, Any]) -> str | None:
-    reflectance, transmittance, distance = read_input(folder.input_path(name, task))
+    lines: list[str] = []
+    shape = None
+    with _noting(lines):
+        reflectance, transmittance, distance = read_input(folder.input_path(name, task))
+        shape = distance.shape
+        size = f"{shape[1]} x {shape[0]}"
+        seen["sizes"][size] += 1
+        seen["found"].setdefault(name.building, {}).setdefault(size, []).append(folder.input_path(name, task))
+        _note_range(seen, "reflectance", reflectance)
+        _note_range(seen, "transmittance", transmittance)
+        _check_position(folder, name, distance, seen)
+    if has_output:
+        with _noting(lines):
+            _check_loss(folder.output_path(name, task), shape, "its input", seen)
+    return "\n".join(lines) or None
+
+
+def _check_arranged(root: Path, name: Name, folders: tuple[str, ...], seen: dict[str, Any]) -> str | None:
+    lines: list[str] = []
+    shape = None
+    with _noting(lines):
+        reflectance, transmittance, _ = read_input(root / folders[0] / f"{name}.png")
+        shape = reflectance.shape
+        seen["sizes"][f"{shape[1]} x {shape[0]}"] += 1
+        _note_range(seen, "reflectance", reflectance)
+        _note_range(seen, "transmittance", transmittance)
+    for kind in folders[1:-1]:
+        with _noting(lines):
+            _read_of_shape(root / kind / f"{name}.png", shape, f"{folders[0]}/")
+    with _noting(lines):
+        _check_loss(root / folders[-1] / f"{name}.png", shape, f"{folders[0]}/", seen)
+    return "\n".join(lines) or None
+
+
+@contextmanager
+def _noting(lines: list[str]) -> Iterator[None]:
+    """What is wrong becomes a line, and the next file is looked at all the same."""
+    try:
+        yield
+    except ValueError as error:
+        lines.append(" ".join(str(error).split()))
+
+
+def _check_position(folder: ICASSP2025Folder, name: Name, distance: np.ndarray, seen: dict[str, Any]) -> None:
     height, width = distance.shape
-    size = f"{width} x {height}"
-    seen["sizes"][size] += 1
-    seen["found"].setdefault(name.building, {}).setdefault(size, []).append(folder.input_path(name, task))
-    _note_range(seen, "reflectance", reflectance)
-    _note_range(seen, "transmittance", transmittance)
     x, y, _ = folder.position(name)
-    where = f"{folder.positions_path(name)}: row {name.sample}"
     fits = [
         0 <= a <= width - 1 and 0 <= b <= height - 1 and distance_error(distance, (a, b)) <= MOST_DISTANCE_ERROR
         for a, b in ((x, y), (y, x))
     ]
     if not any(fits):
-        return f"{where}: ({x:g}, {y:g}) does not fit the distance channel of {name}"
-    if not fits[0]:
-        seen["swapped"][1] += 1
-    else:
-        seen["swapped"][0] += 1
-    if not has_output:
-        return None
-    path = folder.output_path(name, task)
-    loss = read_gray(path)
-    if loss.shape != distance.shape:
-        return f"{path}: {loss.shape[1]} x {loss.shape[0]} pixels, its input has {width} x {height}"
+        where = f"{folder.positions_path(name)}: row {name.sample}"
+        raise ValueError(f"{where}: ({x:g}, {y:g}) does not fit the distance channel of {name}")
+    seen["swapped"][0 if fits[0] else 1] += 1
+
+
+def _check_loss(path: Path, shape: tuple[int, int] | None, other: str, seen: dict[str, Any]) -> None:
+    loss = _read_of_shape(path, shape, other)
     _note_range(seen, "loss", loss)
-    return _check_loss(path, loss)
-
-
-def _check_arranged(root: Path, name: Name, folders: tuple[str, ...], seen: dict[str, Any]) -> str | None:
-    reflectance, transmittance, _ = read_input(root / folders[0] / f"{name}.png")
-    _note_range(seen, "reflectance", reflectance)
-    _note_range(seen, "transmittance", transmittance)
-    height, width = reflectance.shape
-    seen["sizes"][f"{width} x {height}"] += 1
-    for kind in folders[1:]:
-        path = root / kind / f"{name}.png"
-        plane = read_gray(path)
-        if plane.shape != reflectance.shape:
-            return f"{path}: {plane.shape[1]} x {plane.shape[0]} pixels, {folders[0]}/ has {width} x {height}"
-    _note_range(seen, "loss", plane)
-    return _check_loss(path, plane)
-
-
-def _check_loss(path: Path, loss: np.ndarray) -> str | None:
     low, high = int(loss.min()), int(loss.max())
     if low < LOSS_RANGE[0] or high > LOSS_RANGE[1]:
-        return f"{path}: path loss of {low} to {high} dB, expected {LOSS_RANGE[0]} to {LOSS_RANGE[1]}"
-    return None
+        raise ValueError(f"{path}: path loss of {low} to {high} dB, expected {LOSS_RANGE[0]} to {LOSS_RANGE[1]}")
+
+
+def _read_of_shape(path: Path, shape: tuple[int, int] | None, other: str) -> np.ndarray:
+    plane = read_gray(path)
+    if shape is not None and plane.shape != shape:
+        raise ValueError(f"{path}: {plane.shape[1]} x {plane.shape[0]} pixels, {other} has {shape[1]} x {shape[0]}")
+    return plane
 
 
 def _note_range(seen: dict[str, Any], key: str, plane: np.ndarray) -> None:

@@ -281,7 +281,8 @@ def _load_size(path: Path) -> tuple[int, int]:
 
 def _load_pattern(path: Path) -> np.ndarray:
     try:
-        values = np.genfromtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
+        empty = path.stat().st_size == 0  # of which numpy would warn
+        values = np.zeros((0, 1)) if empty else np.genfromtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except (FileNotFoundError, OSError):
         raise ValueError(f"{path}: no such file") from None
     except ValueError:
