@@ -192,6 +192,10 @@ def test_other_tokenizers_and_changed_images_are_refused(extracted, tmp_path):
         extract_latents(vae, renamed, folder, shard_size=4)
     with pytest.raises(ValueError, match="another seed, shard size or precision"):
         extract_latents(vae, data, folder, shard_size=4, seed=5)
+    with pytest.raises(ValueError, match="images are 3 x 15 x 15: .* 3 channels and multiples of 2"):
+        extract_latents(vae, MicroDopplerFolder(data.root, size=15), tmp_path / "x")
+    with pytest.raises(ValueError, match="images are 1 x 16 x 16: the tokenizer expects 3 channels"):
+        extract_latents(vae, MicroDopplerFolder(data.root, size=16, channels=1), tmp_path / "x")
     with pytest.raises(ValueError, match="leave the augmentation out"):
         extract_latents(vae, MicroDopplerFolder(data.root, size=16, augment={"time_shift": 0.1}), tmp_path / "x")
 

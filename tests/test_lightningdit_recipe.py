@@ -56,7 +56,8 @@ def test_every_configuration_reads_and_has_a_tiny_one(path):
     config = read(path.stem)
     assert config.train.output_dir.startswith(f"runs/{path.stem}")
     assert (config.model.vae == "none") == path.stem.startswith("lora_")  # the base has one
-    tiny = {"simulated_users": "micro_doppler_s_tiny"}.get(path.stem, f"{path.stem}_tiny")
+    sisters = {"simulated_users": "micro_doppler_s_tiny", "lora_simulated_users": "lora_users_tiny"}
+    tiny = sisters.get(path.stem, f"{path.stem}_tiny")
     assert path.stem.endswith("_tiny") or path.with_name(f"{tiny}.yaml").exists()
 
 

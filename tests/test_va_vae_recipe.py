@@ -280,6 +280,8 @@ def test_frozen_parts_do_not_move(people, trained, tmp_path):
         (["--horizontal_flip", "true"], "reverse or cut time"),
         (["--num_classes", "4"], "1 of 4 users have no folder"),
         (["--kind", "sounds"], "choose spectrograms or maps"),
+        (["--size", "30"], "images are 30 x 30: this tokenizer needs multiples of 4"),
+        (["--kind", "maps", "--data.source", "made_up_rooms", "--data.options", "{size: 30, count: 6}"], "30 x 30"),
         (["--epochs", "1", "--stages", "[{steps: 1}]"], "both given"),
         (["--foundation", "dinov3"], "unknown foundation model"),
     ],

@@ -129,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # 1. Data and models
     training_samples, validation_samples, channels = open_data(config, accelerator)
+    check_size(training_samples, 2 ** (len(config.model.multipliers) - 1))
     stages = plan_stages(config, len(training_samples), accelerator.num_processes)
     vae = make_vae(config, channels)
     discriminator = PatchDiscriminator(in_channels=channels)
@@ -261,6 +262,16 @@ def open_data(config: VAVAEConfig, accelerator):
     training, validation = open_people(data, accelerator)
     samples = PeopleSamples(training, data, config.train.seed)
     return samples, PeopleSamples(validation, data) if config.validation.steps else None, data.channels
+
+
+def check_size(samples, step: int) -> None:
+    """A tokenizer drops what is left over of an image that it cannot halve often enough."""
+    if samples.config.streaming:
+        return
+    image = samples[(0, 0)].get("image")  # none where the file is broken, which the run's guard says
+    if image is not None and any(side % step for side in image.shape[-2:]):
+        height, width = image.shape[-2:]
+        raise ValueError(f"images are {height} x {width}: this tokenizer needs multiples of {step} (data.size, crop)")
 
 
 def make_vae(config: VAVAEConfig, channels: int) -> AutoencoderKL:

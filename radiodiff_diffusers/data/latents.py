@@ -79,6 +79,7 @@ def extract_latents(
     """
     if getattr(dataset, "time_shift", 0):
         raise ValueError("latents are extracted from images as they are: leave the augmentation out")
+    _check_size(dataset[0]["image"].shape, vae)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     folder = Path(folder)
@@ -116,6 +117,17 @@ def extract_latents(
     if all(_is_current(path, origin) for path in paths):
         _write_manifest(folder, paths, shards, origin, vae, dataset, labels)
     return folder
+
+
+def _check_size(shape, vae) -> None:
+    """A tokenizer drops what is left over of an image that it cannot halve often enough."""
+    step = 2 ** (len(vae.config.block_out_channels) - 1)
+    channels, height, width = shape
+    if channels != vae.config.in_channels or height % step or width % step:
+        raise ValueError(
+            f"the images are {channels} x {height} x {width}: the tokenizer expects {vae.config.in_channels} channels "
+            f"and multiples of {step}"
+        )
 
 
 @torch.no_grad()
