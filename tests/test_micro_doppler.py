@@ -172,6 +172,33 @@ def test_command(tmp_path, capsys):
         command.run(parser.parse_args([str(tmp_path / "y"), "--conditions", "Running"]))
 
 
+def test_simulation_refuses_what_it_cannot_do_and_folders_of_others(tmp_path):
+    for wrong, message in (
+        ({"users": 0}, "users must be a whole number from 1 up; got 0"),
+        ({"size": 0}, "size must be a whole number from 8 up; got 0"),
+        ({"seed": -1}, "seed must be a whole number from 0 up; got -1"),
+        ({"processes": 0}, "processes must be a whole number from 1 up; got 0"),
+        ({"conditions": ()}, "conditions must be one or more of Normal_line"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            simulate_users(tmp_path / "no", **{"users": 1, "images_per_user": 1, "processes": 1} | wrong)
+    assert not (tmp_path / "no").exists()
+    real = tmp_path / "real" / "user_00" / "0007.png"  # measured spectrograms must not be mixed with simulated ones
+    real.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(real)
+    with pytest.raises(ValueError, match="is not empty and holds no simulated users"):
+        simulate_users(tmp_path / "real", users=1, images_per_user=1, size=16, processes=1)
+    root = simulate_users(tmp_path / "made", users=1, images_per_user=2, size=16, processes=1)
+    image = root / "user_00" / "0001.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"")  # as a machine that lost power may leave it
+    simulate_users(root, users=1, images_per_user=2, size=16, processes=1)
+    assert image.read_bytes() == whole
+    (root / "manifest.json").write_text("x")
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        simulate_users(root, users=1, images_per_user=2, size=16, processes=1)
+
+
 @pytest.mark.slow
 def test_several_processes_write_the_same_images(tmp_path):
     options = dict(users=2, images_per_user=20, size=32)

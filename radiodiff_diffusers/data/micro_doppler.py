@@ -19,6 +19,7 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
+MIN_SIDE = 8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 _REFUSED_AUGMENTATIONS = {
@@ -209,11 +210,20 @@ def simulate_users(
 ) -> Path:
     """Write simulated users as `root/user_00/0000.png ...`, with the conditions in turn, and a manifest.
 
-    Images that are there already are kept, so an interrupted run continues; a folder made with other parameters is
-    refused. Same seed, same pixels.
+    Images that are there already are kept, so an interrupted run continues; a folder made with other parameters, or
+    by others, is refused. Same seed, same pixels.
     """
     from ..engines import gait
+    from .radiomapseer_writer import holds_anything
 
+    for name, value, least in (
+        ("users", users, 1), ("images_per_user", images_per_user, 1), ("size", size, MIN_SIDE), ("seed", seed, 0),
+        ("processes", 1 if processes is None else processes, 1),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
+    if not conditions:
+        raise ValueError(f"conditions must be one or more of {', '.join(gait.CONDITIONS)}")
     root = Path(root)
     conditions = tuple(gait._condition(c) for c in conditions)
     gait._radar(radar)
@@ -225,7 +235,7 @@ def simulate_users(
         for user in range(users)
         for index in range(images_per_user)
     ]
-    jobs = [(*job, radar, seed, size, colour) for job in jobs if not job[0].exists()]
+    jobs = [(*job, radar, seed, size, colour) for job in jobs if not holds_anything(job[0])]
     for user in range(users):
         (root / f"user_{user:02d}").mkdir(parents=True, exist_ok=True)
 
@@ -259,7 +269,10 @@ def _simulate_one(job) -> None:
 
 def _check_manifest(path: Path, manifest: dict) -> None:
     if path.exists():
-        given = json.loads(path.read_text())
+        try:
+            given = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path} is damaged: take another folder") from None
         # more images or users of the same population may be added
         different = [k for k in manifest if k not in ("users", "images_per_user") and given.get(k) != manifest[k]]
         if different:
@@ -268,10 +281,11 @@ def _check_manifest(path: Path, manifest: dict) -> None:
                 f"{path.parent} was simulated with {key}={given.get(key)!r}, not {manifest[key]!r}: "
                 "take another folder"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(path)
+    elif path.parent.is_dir() and any(path.parent.iterdir()):
+        raise ValueError(f"{path.parent} is not empty and holds no simulated users: take another folder")
+    from .radiomapseer_writer import write_whole
+
+    write_whole(path, json.dumps(manifest, indent=1).encode())
 
 
 def _condition(path: Path, folder: Path) -> str:

@@ -68,3 +68,8 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def holds_anything(path: Path) -> bool:
+    """Whether a file is there and not empty: a machine that lost power may leave empty ones."""
+    return path.is_file() and path.stat().st_size > 0

@@ -37,7 +37,7 @@ from ..scene import RASTERS, RadioMap, Scene
 from .cities import TRANSMITTER_AREA, generate_city, park_cars, transmitters
 from .city_blocks import STYLES
 from .footprints import CITIES, cut_tiles, footprint_tiles
-from .radiomapseer_writer import rings_of, write_image, write_whole
+from .radiomapseer_writer import holds_anything, rings_of, write_image, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -268,10 +268,6 @@ def _names_in(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file() and entry.stat().st_size}
 
 
-def _holds_anything(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
 def _split(jobs: list[Job], workers: int) -> list[Job]:
     """Few cities are cut into parts so that no worker is left without; each part prepares the geometry anew."""
     parts = 1 if workers == 1 else -(-4 * workers // max(len(jobs), 1))
@@ -291,7 +287,7 @@ def _work(folder: Path, simulation: Simulation, layout: Layout, job: Job, done: 
     _write_city(folder, simulation, job.map_id, city, places, cars)
     gains = _gain_folders(simulation)
     lacking = {
-        gain: [t for t in job.transmitters if not _holds_anything(folder / gain / f"{job.map_id}_{t}.png")]
+        gain: [t for t in job.transmitters if not holds_anything(folder / gain / f"{job.map_id}_{t}.png")]
         for gain in gains
     }
     last = {t: gain for gain, numbers in lacking.items() for t in numbers}  # with it a transmitter is done
