@@ -100,6 +100,22 @@ def test_checkpoint_forms_give_the_same_model(tmp_path):
     assert lightningdit_from_original(qk_state).config.num_attention_heads == qk_config["num_heads"]
 
 
+def test_converted_on_the_command_line(tmp_path, capsys, caplog):
+    """Heads that the file does not tell, and classes of one's own, by option."""
+    from radiodiff_diffusers.cli import main
+
+    state_dict, config = golden_case("b1")
+    torch.save({"ema": state_dict}, tmp_path / "dit.pt")
+    command = ["convert", str(tmp_path / "dit.pt"), str(tmp_path / "dit")]
+    assert main(command) == 2
+    assert "pass num_heads (--num-heads)" in capsys.readouterr().err
+    assert main([*command, "--num-heads", str(config["num_heads"]), "--num-classes", "7"]) == 0
+    assert "31 classes replaced by 7 new ones" in caplog.text
+    model = LightningDiTTransformer2DModel.from_pretrained(tmp_path / "dit")
+    null_row = state_dict["y_embedder.embedding_table.weight"][31]
+    assert torch.equal(model.label_embedding.weight, null_row.expand(8, -1))
+
+
 def test_wrong_checkpoints_get_one_line(tmp_path):
     state_dict, _ = golden_case("b1")
     with pytest.raises(ValueError, match="not a LightningDiT state dict: no x_embedder"):

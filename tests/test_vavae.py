@@ -175,6 +175,23 @@ def test_wrong_checkpoints_get_one_line(tmp_path):
         load_original_checkpoint(tmp_path / "code.pt")
 
 
+@pytest.mark.parametrize(("attention", "keys"), [(True, 342), (False, 312)])
+def test_converted_on_the_command_line(tmp_path, attention, keys, capfd):
+    """f16d32 and MAR's variant as a training run leaves them, in colour and brought to gray."""
+    from radiodiff_diffusers.cli import main
+
+    state_dict = original_state_dict(decoder_attention=attention)
+    assert len(state_dict) == keys
+    others = {"linear_proj.weight": torch.zeros(8, 4, 1, 1), "foundation_model.model.norm.weight": torch.zeros(8)}
+    torch.save({"state_dict": state_dict | others, "global_step": 3}, tmp_path / "vae.ckpt")
+    for channels in (3, 1):
+        more = ["--image-channels", "1"] if channels == 1 else []
+        assert main(["convert", str(tmp_path / "vae.ckpt"), str(tmp_path / f"vae_{channels}"), *more]) == 0
+        vae = AutoencoderKL.from_pretrained(tmp_path / f"vae_{channels}")
+        assert vae.config.in_channels == channels and len(vae.state_dict()) == keys
+    assert "kept in float32" not in capfd.readouterr().err  # diffusers warns of casts, and there was none to make
+
+
 def test_discriminator_of_the_published_size():
     discriminator = PatchDiscriminator()
     assert sum(p.numel() for p in discriminator.parameters()) == 2_765_633 - 0

@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="condition planes, comma-separated; five (buildings,transmitter,cars,k2,k2) are brought to three",
     )
     parser.add_argument("--no-ema", action="store_true", help="take the trained weights, not the averaged ones")
+    parser.add_argument("--image-channels", type=int, choices=(1, 3), help="VA-VAE for gray (1) or colour (3) images")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="LightningDiT's, where its width is none published")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="new classes for LightningDiT, each from its null class"
+    )
     parser.add_argument("--to-original", action="store_true", help="write a U-Net of ours in the original's format")
 
 
@@ -38,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     elif kind == "vavae":
         from ..convert.vavae import vavae_from_file
 
-        model = vavae_from_file(args.source)
+        model = vavae_from_file(args.source, channels=args.image_channels)
     else:
         from ..convert.lightningdit import lightningdit_from_file
 
-        model = lightningdit_from_file(args.source, use_ema=not args.no_ema)
+        options = {"num_heads": args.num_heads, "num_classes": args.num_classes, "use_ema": not args.no_ema}
+        model = lightningdit_from_file(args.source, **options)
     model.save_pretrained(args.target)
     print(f"{args.target}: {type(model).__name__} of {args.source}")
     return 0

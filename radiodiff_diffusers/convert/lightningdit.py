@@ -150,7 +150,7 @@ def _number_of_heads(state_dict: dict, dim: int, num_heads: int | None) -> int:
         by_width = {width: heads for _, width, heads in LIGHTNING_DIT_SIZES.values()}
         num_heads = dim // head_dim if head_dim else by_width.get(dim)
         if num_heads is None:
-            raise ValueError(f"a model of width {dim} is no published size: pass num_heads")
+            raise ValueError(f"a model of width {dim} is no published size: pass num_heads (--num-heads)")
     if dim % num_heads or (head_dim and dim // num_heads != head_dim):
         raise ValueError(
             f"num_heads={num_heads} does not fit: the width is {dim}"

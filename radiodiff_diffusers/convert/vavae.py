@@ -183,7 +183,9 @@ def adapt_channels(vae: AutoencoderKL, channels: int) -> AutoencoderKL:
     else:
         first, last, bias = first.repeat(1, 3, 1, 1) / 3, last.repeat(3, 1, 1, 1), bias.repeat(3)
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    adapted = AutoencoderKL(**config | {"in_channels": channels, "out_channels": channels}).to(vae.dtype)
+    adapted = AutoencoderKL(**config | {"in_channels": channels, "out_channels": channels})
+    if adapted.dtype != vae.dtype:
+        adapted.to(vae.dtype)
     adapted.load_state_dict(
         state_dict | {"encoder.conv_in.weight": first, _LAST + "weight": last, _LAST + "bias": bias}, strict=True
     )
