@@ -15,7 +15,7 @@ IMAGES = {
 }
 PREDICTORS = """\
 predictors:
-  free_space, log_distance, nearest, idw, rbf, kriging, trend_kriging
+  free_space, log_distance, nearest, idw, rbf, kriging, trend_kriging, reflected_rays
   dominant_path[:NAME=NUMBER,...], ray_tracing[:...]   engines, with other constants
   default[+ADAPTER][@STEPS,...]                        the model in the package
   model:FOLDER[+ADAPTER][@STEPS,...]                   a RadioDiff folder or Hub id, with a LoRA adapter
