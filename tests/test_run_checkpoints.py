@@ -133,6 +133,31 @@ def test_resume_at_a_step_or_folder(tmp_path, unbroken):
         go(config_for(tmp_path, resume="7"))
 
 
+def test_a_run_that_went_back_goes_on_from_there(tmp_path, caplog):
+    """What it left behind is neither the latest checkpoint nor keeps the run's new ones from being kept."""
+    go(config_for(tmp_path, keep_checkpoints=2, milestone_every=2))
+
+    def kept(folder=tmp_path / "checkpoints"):
+        return [int(p.name[5:]) for p in checkpoints.list_checkpoints(folder)]
+
+    assert kept() == [10, 15, 20]
+    with caplog.at_level(logging.WARNING):
+        go(config_for(tmp_path, keep_checkpoints=2, milestone_every=2, resume="10", max_steps=13))
+    assert kept() == [10, 13] and kept(tmp_path / "checkpoints/dropped") == [15, 20]
+    assert "at step 10: step_00000015, step_00000020 moved to" in caplog.text
+    go(config_for(tmp_path, resume="latest", max_steps=14))
+    assert events(tmp_path, "resume")[-1]["step"] == 13
+    assert checkpoints.find_problem(tmp_path / "checkpoints/dropped/step_00000020") is None
+
+
+def test_a_damaged_checkpoint_does_not_take_a_sound_ones_place(tmp_path):
+    go(config_for(tmp_path, keep_checkpoints=2))
+    (tmp_path / "checkpoints/step_00000020/models.safetensors").write_bytes(b"")
+    go(config_for(tmp_path, keep_checkpoints=1, resume="latest", max_steps=18))
+    sound = [p for p in checkpoints.list_checkpoints(tmp_path / "checkpoints") if not checkpoints.find_problem(p)]
+    assert [p.name for p in sound] == ["step_00000018"]
+
+
 def test_a_finished_run_can_be_made_longer(tmp_path, unbroken):
     go(config_for(tmp_path, max_steps=10))
     go(config_for(tmp_path, resume="latest"))

@@ -24,6 +24,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+DROPPED = "dropped"
 _WRITING = ".writing-"
 
 
@@ -115,6 +116,24 @@ def choose_checkpoint(root: Path, which: str) -> Path | None:
     if problem:
         raise ValueError(f"checkpoint {folder} is damaged: {problem}; choose another, or --resume latest")
     return folder
+
+
+def set_aside_after(root: Path, step: int) -> list[Path]:
+    """Move the checkpoints after this step to `dropped/`; a run that goes back to it leaves them behind.
+
+    Where they stayed they would be the latest, and the run's new ones the first to be removed.
+    """
+    later = [p for p in list_checkpoints(root) if int(p.name[5:]) > step]
+    for folder in later:
+        place = Path(root) / DROPPED / folder.name
+        place.parent.mkdir(exist_ok=True)
+        if place.exists():
+            shutil.rmtree(place)
+        os.rename(folder, place)
+    if later:
+        names = ", ".join(p.name for p in later)
+        logger.warning("the run goes on at step %d: %s moved to %s", step, names, Path(root) / DROPPED)
+    return later
 
 
 def read_state(folder: Path) -> dict[str, Any]:

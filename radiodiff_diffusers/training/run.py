@@ -510,6 +510,7 @@ class Run:
             state = self._load(folder)
             if self.accelerator.is_main_process:
                 forget_after(self.folder / "metrics.jsonl", self.step)
+                checkpoints.set_aside_after(self.checkpoints, self.step)
         else:
             set_seed(train.seed, device_specific=True)  # random states (dropout) of their own for all processes
         self.accelerator.wait_for_everyone()
