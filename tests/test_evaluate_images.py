@@ -213,5 +213,12 @@ def test_generate_writes_what_evaluate_reads(tmp_path, capsys):
     people = tiny_people(tmp_path / "people", users=2, images=5)
     assert run_command(["generated", str(tmp_path / "made"), "--real", str(people), "--size", "32",
                         "--steps", "5", "--json"]) == 0  # fmt: skip
-    scores = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    scores = json.loads(printed.out)
     assert scores["images"] == 6 and 0 <= scores["accuracy"] <= 1
+    assert "reading made" in printed.err and "training a classifier" in printed.err  # it takes a minute
+    assert run_command(["generated", str(tmp_path / "made"), "--real", str(people), "--size", "32",
+                        "--steps", "5", "--quiet"]) == 0  # fmt: skip
+    assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="images of 8 pixels show no walk: give 16 or more"):
+        run_command(["generated", str(tmp_path / "made"), "--real", str(people), "--size", "8"])

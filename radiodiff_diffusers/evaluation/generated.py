@@ -8,6 +8,7 @@ the images of a user differ from one another as real ones do, and whether they r
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..engines.gait import jet_backwards
 logger = logging.getLogger(__name__)
 
 SIDE = 64  # images are compared and classified at this size
+MIN_SIZE = 16  # below it a spectrogram has no room for body and feet
 
 
 # Reading a spectrogram ---------------------------------------------------------------------------------------------
@@ -91,7 +93,13 @@ class UserClassifier(nn.Module):
 
 
 def train_classifier(
-    power: np.ndarray, labels: np.ndarray, num_classes: int, steps: int = 800, batch_size: int = 64, seed: int = 0
+    power: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    steps: int = 800,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
 ) -> UserClassifier:
     """Learn whose image it is from (N, 64, 64) power; small random shifts in time are the only augmentation."""
     draw = torch.Generator().manual_seed(seed)
@@ -101,7 +109,7 @@ def train_classifier(
         images, targets = torch.from_numpy(power).float()[:, None], torch.from_numpy(np.asarray(labels)).long()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-        for _ in range(steps):
+        for _ in _bar(range(steps), "training a classifier", "step", progress):
             chosen = torch.randint(len(images), (min(batch_size, len(images)),), generator=draw)
             shift = int(torch.randint(-6, 7, (1,), generator=draw))
             columns = (torch.arange(SIDE) - shift).clamp(0, SIDE - 1)
@@ -123,10 +131,12 @@ def accuracy(model: UserClassifier, power: np.ndarray, labels: np.ndarray) -> fl
 # The whole ---------------------------------------------------------------------------------------------------------
 
 
-def read_all(folder: MicroDopplerFolder, velocity_range: tuple[float, float], duration: float) -> dict[str, Any]:
+def read_all(
+    folder: MicroDopplerFolder, velocity_range: tuple[float, float], duration: float, progress: bool = False
+) -> dict[str, Any]:
     """Labels, (N, 64, 64) power, ridge velocity and cadence of every image."""
     powers, ridges, cadences = [], [], []
-    for i in range(len(folder)):
+    for i in _bar(range(len(folder)), f"reading {folder.root.name}", "image", progress):
         power = power_of(folder[i]["image"])
         ridges.append(ridge_velocity(power, velocity_range))
         cadences.append(cadence(power, velocity_range, duration))
@@ -147,6 +157,7 @@ def evaluate_generated(
     add_to: int | None = None,
     steps: int = 800,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Compare generated with real images of the same users.
 
@@ -156,6 +167,7 @@ def evaluate_generated(
         velocity_range, duration: Of the images, in m/s (bottom, top) and seconds.
         add_to: Also train a classifier on so many real images of each user, alone and with the generated ones added.
         steps: Of training each classifier.
+        progress: Show bars on standard error.
 
     Returns:
         Accuracies (`held_out_accuracy` of real, `accuracy` of generated, `chance`), the walk (`ridge_error`,
@@ -169,16 +181,19 @@ def evaluate_generated(
             f"generated images of {generated.users[strangers[0]]}, of whom there is no real one: users must have the "
             "same numbers in both folders"
         )
+    if min(generated.size, real.size) < MIN_SIZE:
+        raise ValueError(f"images of {min(generated.size, real.size)} pixels show no walk: give {MIN_SIZE} or more")
     first, second = split_indices(real.labels, train_fraction, split_seed)
     if not first or not second:
         raise ValueError(f"{len(real)} real images are too few to hold some out with train_fraction {train_fraction}")
     sets = {
-        name: read_all(folder, velocity_range, duration)
+        name: read_all(folder, velocity_range, duration, progress)
         for name, folder in (("train", real.subset(first)), ("held_out", real.subset(second)), ("made", generated))
     }
     train, held_out, made = sets["train"], sets["held_out"], sets["made"]
     classes = int(real.labels.max()) + 1
-    model = train_classifier(train["power"], train["labels"], classes, steps, seed=seed)
+    training: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress}
+    model = train_classifier(train["power"], train["labels"], classes, **training)
     scores: dict[str, Any] = {
         "images": len(generated),
         "users": len(set(generated.labels.tolist())),
@@ -193,7 +208,7 @@ def evaluate_generated(
     scores["nearest"] = float(np.median(near) / np.median(usual))
     scores["copies"] = float((near < np.quantile(usual, 0.01)).mean())
     if add_to:
-        scores |= _gain(train, held_out, made, classes, add_to, steps, seed)
+        scores |= _gain(train, held_out, made, classes, add_to, training)
     return scores
 
 
@@ -240,19 +255,25 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T).clip(min=0)
 
 
-def _gain(train, held_out, made, classes, per_user, steps, seed) -> dict[str, float]:
+def _gain(train, held_out, made, classes, per_user, training) -> dict[str, float]:
     """A classifier from few real images of each user, without and with the generated ones."""
     few = np.concatenate([np.flatnonzero(train["labels"] == u)[:per_user] for u in np.unique(train["labels"])])
     power, labels = train["power"][few], train["labels"][few]
-    alone = train_classifier(power, labels, classes, steps, seed=seed)
+    alone = train_classifier(power, labels, classes, **training)
     both = train_classifier(
-        np.concatenate([power, made["power"]]), np.concatenate([labels, made["labels"]]), classes, steps, seed=seed
+        np.concatenate([power, made["power"]]), np.concatenate([labels, made["labels"]]), classes, **training
     )
     return {
         "few_real": per_user,
         "accuracy_from_few": accuracy(alone, held_out["power"], held_out["labels"]),
         "accuracy_from_few_and_generated": accuracy(both, held_out["power"], held_out["labels"]),
     }
+
+
+def _bar(items: Iterable, what: str, unit: str, progress: bool) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, unit=unit, disable=not progress)  # on standard error
 
 
 def describe(scores: dict[str, Any]) -> str:
@@ -288,7 +309,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--real", required=True, help="folder of real images of the same users")
     parser.add_argument("--train-fraction", type=float, default=0.8, metavar="F", help="of the recipe (default: 0.8)")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of the recipe (default: 0)")
-    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="images are read at (default: 256)")
+    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="images are scaled to (default: 256)")
     parser.add_argument("--add-to", type=int, metavar="N", help="what they add to N real images a user")
     parser.add_argument(
         "--velocities", type=float, nargs=2, default=(-2.0, 6.2), metavar=("BOTTOM", "TOP"),
@@ -298,6 +319,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--steps", type=int, default=800, help="of training the classifier (default: 800)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the classifier (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args) -> int:
@@ -313,6 +335,7 @@ def run(args) -> int:
         add_to=args.add_to,
         steps=args.steps,
         seed=args.seed,
+        progress=not args.quiet,
     )
     print(json.dumps(scores, indent=1) if args.json else describe(scores))
     return 0
