@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from radiodiff_diffusers.training.config import TrainConfig, parse_config
 from radiodiff_diffusers.training.derived import EdgePairs, MadeUpRooms, derive
 from radiodiff_diffusers.training.lora_targets import PRESETS, find_lora_targets
 from radiodiff_diffusers.training.preflight import check_train_config
-from radiodiff_diffusers.training.recipe import make_adamw
+from radiodiff_diffusers.training.recipe import make_adamw, run_script
 
 RECIPES = {"vae_gan": "VAEConfig", "ldm": "LDMConfig", "lora": "LoRAConfig"}
 CONFIGS = [p for r in RECIPES for p in sorted((EXAMPLES / r).glob("*.yaml"))]
@@ -440,6 +441,30 @@ def test_the_command_hands_on_signals(workplace, tmp_path):
     last = json.loads(metrics.read_text().splitlines()[-1])
     assert last["event"] == "end" and last["status"] == "stopped"
     assert (tmp_path / f"run/checkpoints/step_{last['step']:08d}/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe, stem, given, message",
+    [
+        ("ldm", "pixels_small_tiny", ["--init_from", "gone"], r"error: train.init_from: gone: no such file or folder"),
+        ("ldm", "pixels_small_tiny", ["--init_from", "."], r"error: .*config.json"),
+        ("ldm", "pixels_small_tiny", ["--model.vae", "runs/gone"], r"error: model.vae: runs/gone: .*train it first"),
+        ("lora", "ray_traced_tiny", ["--model.base", "runs/gone/model"], r"error: model.base: runs/gone/model: no"),
+        ("lora", "ray_traced_tiny", ["--model.base", "."], r"error: .*model_index.json"),
+        ("vae_gan", "first_radio_tiny", ["--init_from", "."], r"error: .*config.json"),
+        ("vae_gan", "first_radio_tiny", ["--dataset", "gone/data/maps"], r"error: .*gone/data/maps"),
+    ],
+)
+def test_what_is_not_there_is_one_line(tmp_path, monkeypatch, recipe, stem, given, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = str(EXAMPLES / recipe / f"{stem}.yaml")
+    few = ["--config", config, "--data.simulate.cities", "12", "--data.simulate.transmitters", "1"]
+    few = few[:2] if "--dataset" in given else few
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda: load(recipe).main([*few, *given]))
+    text = stopped.value.code
+    assert re.match(message, text) and "\n" not in text, text
 
 
 # Gradients in half precision

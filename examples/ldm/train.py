@@ -7,7 +7,6 @@ The result is a folder for `RadioDiffPipeline.from_pretrained`.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +27,13 @@ from radiodiff_diffusers.training.data import make_samples
 from radiodiff_diffusers.training.diffusion import DiffusionLossConfig, diffusion_step, predict_maps
 from radiodiff_diffusers.training.latents import build_latents
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import load_frozen_vae, load_imagenet_encoder, make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import (
+    load_frozen_vae,
+    load_imagenet_encoder,
+    make_adamw,
+    run_script,
+    warm_start,
+)
 from radiodiff_diffusers.training.run import Run, make_accelerator
 from radiodiff_diffusers.training.validation import Validation
 
@@ -149,7 +154,4 @@ def make_unet(config: LDMConfig, vae) -> RadioDiffUNet2DModel:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -38,7 +38,7 @@ from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.people import LatentData, LatentSamples, count_classes, open_latents
 from radiodiff_diffusers.training.preflight import count_parameters
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import existing, make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
 
 logger = logging.getLogger("lightningdit")
@@ -278,7 +278,4 @@ def set_normalisation(vae, latents, data: LatentData) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    run_script(main)

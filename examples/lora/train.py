@@ -31,7 +31,7 @@ from radiodiff_diffusers.training.diffusion import DiffusionLossConfig, diffusio
 from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.preflight import count_parameters
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import make_adamw
+from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script
 from radiodiff_diffusers.training.run import Run, make_accelerator
 from radiodiff_diffusers.training.validation import Validation
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("train.batch_norm_eval false would change the base model's statistics: leave it true")
 
     # 1. The base model, frozen, and the adapter in it
-    base = DEFAULT_MODEL if config.model.base == "default" else config.model.base
+    base = DEFAULT_MODEL if config.model.base == "default" else str(existing(config.model.base, "model.base"))
     pipe = RadioDiffPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     unet, vae, scheduler = pipe.unet, pipe.vae, pipe.scheduler
@@ -144,7 +144,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

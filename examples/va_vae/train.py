@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from radiodiff_diffusers.training.config import (
 from radiodiff_diffusers.training.data import make_samples, noise_like
 from radiodiff_diffusers.training.people import PeopleData, PeopleSamples, open_people
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import existing, make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script, warm_start
 from radiodiff_diffusers.training.reconstruction import ReconstructionValidation
 from radiodiff_diffusers.training.run import Run, make_accelerator
 
@@ -458,7 +457,4 @@ def check_trainable(vae: AutoencoderKL, stages: list[Stage]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    run_script(main)

@@ -8,7 +8,6 @@ well.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from radiodiff_diffusers.training.config import (
 from radiodiff_diffusers.training.data import make_samples, noise_like
 from radiodiff_diffusers.training.latents import measure_scale
 from radiodiff_diffusers.training.publish import finish_folder, push_folder
-from radiodiff_diffusers.training.recipe import make_adamw, warm_start
+from radiodiff_diffusers.training.recipe import make_adamw, run_script, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
 from radiodiff_diffusers.training.validation import Validation
 
@@ -220,7 +219,4 @@ def discriminator_features(discriminator: PatchDiscriminator, image: torch.Tenso
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

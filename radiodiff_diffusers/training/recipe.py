@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from .checkpoints import find_problem
 from .config import TrainConfig
 
 logger = logging.getLogger(__name__)
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """Leave with a recipe's exit code; what the user can put right ends in one line instead of a traceback."""
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:  # OSError: a file, folder or model that is not there, or no network
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def make_adamw(model: nn.Module, train: TrainConfig, rate_factor: float = 1.0) -> torch.optim.AdamW:
@@ -75,9 +84,7 @@ def load_frozen_vae(name: str, device: torch.device) -> nn.Module | None:
         return None
     from diffusers import AutoencoderKL
 
-    folder = Path(name)
-    if not folder.exists() and name.startswith((".", "/", "~", "runs")):
-        raise ValueError(f"model.vae: {name} is no folder; train it first (examples/vae_gan), or set model.vae none")
+    folder = existing(name, "model.vae", "; train it first (examples/vae_gan), or set model.vae none")
     subfolder = "vae" if (folder / "vae").is_dir() else None
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     reuse_activations(vae)
@@ -91,10 +98,11 @@ def warm_start(model: nn.Module, where: str, name: str) -> None:
 
     The run is a new one: its schedule, its averages and its place in the data begin anew.
     """
-    tensors = _checkpoint_tensors(Path(where), name)
+    path = existing(where)
+    tensors = _checkpoint_tensors(path, name)
     if tensors is None:
         cls: Any = type(model)
-        subfolder = name if not Path(where).exists() or (Path(where) / name).is_dir() else None
+        subfolder = name if not path.exists() or (path / name).is_dir() else None
         tensors = cls.from_pretrained(where, subfolder=subfolder).state_dict()
     own = model.state_dict()
     strange = [k for k in own if k not in tensors or tensors[k].shape != own[k].shape]
@@ -108,13 +116,13 @@ def warm_start(model: nn.Module, where: str, name: str) -> None:
     logger.info("%s starts from the weights in %s", name, where)
 
 
-def existing(where: str) -> Path:
-    """`train.init_from` as a path; it may also be a Hub id, owner/name, but no file or folder that is not there."""
+def existing(where: str, key: str = "train.init_from", hint: str = "") -> Path:
+    """What the configuration names as a path; it may also be a Hub id, owner/name, but nothing that is not there."""
     path = Path(where)
     is_file = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
     is_id = len(path.parts) == 2 and not is_file and path.parts[0] not in ("/", ".", "..", "~", "runs")
     if not path.exists() and not is_id:
-        raise ValueError(f"train.init_from: {where}: no such file or folder")
+        raise ValueError(f"{key}: {where}: no such file or folder{hint}")
     return path
 
 
