@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from people_recipes import EXAMPLES, load
+from PIL import Image
 from toy_recipe import toy_pairs
 
 from radiodiff_diffusers import RadioDiffPipeline, RadioDiffUNet2DModel, Scene
@@ -131,6 +132,30 @@ def test_the_diffusion_model_loads_and_its_card_says_what_it_is(workplace):
     text = "".join(p.read_text() for p in folder.rglob("*.json")) + card
     assert "_name_or_path" not in text and "/tmp" not in text
     assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vae_gan/first_radio_tiny", "vae_gan/icassp2025_vae_building_tiny", "ldm/radio_train_tiny",
+     "vae_gan/icassp2025_multi_condition_vae_dual_tiny", "lora/ray_traced_tiny", "lora of the default model"],
+)  # fmt: skip
+def test_what_a_card_says_runs(workplace, monkeypatch, tmp_path, name):
+    if name == "lora of the default model":
+        more = ["--model.base", "default", "--output_dir", str(tmp_path / "run")]
+        folder = workplace("lora/ray_traced_tiny", *more)
+    else:
+        folder = workplace(name)
+    card = (folder / "model/README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(folder.parent.parent if name.endswith("tiny") else tmp_path)
+    Image.fromarray(np.zeros((128, 128), np.uint8)).save("buildings.png")
+    channels = 2 if "building" in name else 1
+    given = {"image": torch.zeros(1, channels, 64, 64), "condition": torch.zeros(1, 3, 64, 64)}
+    exec(code, given)
+    if name.startswith("vae_gan"):
+        assert given["decoded"].shape == given["image"].shape
+    else:
+        assert Image.open("map.png").size == (128, 128)
 
 
 def test_the_averages_are_published_with_their_buffers(workplace):

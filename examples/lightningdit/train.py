@@ -37,7 +37,7 @@ from radiodiff_diffusers.training.flow import FlowLossConfig, FlowValidation, fl
 from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.people import LatentData, LatentSamples, count_classes, open_latents
 from radiodiff_diffusers.training.preflight import count_parameters
-from radiodiff_diffusers.training.publish import finish_folder, push_folder
+from radiodiff_diffusers.training.publish import finish_folder, public, push_folder
 from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
 
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         name, scale = config.hub.model_id or folder, config.validation.guidance_scale
         if is_adapter:
             LightningDiTPipeline.save_lora_weights(folder, **adapter_of(transformer, "transformer"))
-            usage = ADAPTER_USAGE.format(base=config.model.base, name=name, scale=scale, classes=new_table)
+            usage = ADAPTER_USAGE.format(base=public(config.model.base), name=name, scale=scale, classes=new_table)
         else:
             transformer.register_to_config(class_dropout_prob=config.loss.label_dropout)
             pipeline().save_pretrained(folder)

@@ -30,7 +30,7 @@ from radiodiff_diffusers.training.data import make_samples
 from radiodiff_diffusers.training.diffusion import DiffusionLossConfig, diffusion_step, predict_maps
 from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.preflight import count_parameters
-from radiodiff_diffusers.training.publish import finish_folder, push_folder
+from radiodiff_diffusers.training.publish import finish_folder, public, push_folder
 from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script
 from radiodiff_diffusers.training.run import Run, make_accelerator
 from radiodiff_diffusers.training.validation import Validation
@@ -69,9 +69,9 @@ class LoRAConfig:
 
 
 USAGE = """
-from radiodiff_diffusers import RadioDiffPipeline, Scene
+from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline, Scene
 
-pipe = RadioDiffPipeline.from_pretrained("{base}")
+pipe = RadioDiffPipeline.from_pretrained({base})
 pipe.load_lora_weights("{name}")
 pipe(Scene("buildings.png", transmitter=(120, 87))).maps[0].save("map.png")
 """
@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.lora.half:
             adapter["unet_lora_layers"] = {name: w.half() for name, w in adapter["unet_lora_layers"].items()}
         RadioDiffPipeline.save_lora_weights(folder, **adapter)
-        usage = USAGE.format(base=config.model.base, name=config.hub.model_id or folder)
+        named = "DEFAULT_MODEL" if base == DEFAULT_MODEL else f'"{public(config.model.base)}"'
+        usage = USAGE.format(base=named, name=config.hub.model_id or folder)
         finish_folder(folder, run.folder, config, "lora", usage, run.step)
         if config.hub.push:
             push_folder(folder, config)

@@ -78,11 +78,12 @@ class VAEConfig:
 
 
 USAGE = """
-import radiodiff_diffusers
-from diffusers import AutoencoderKL
+from {package} import {kind}
 
-vae = AutoencoderKL.from_pretrained("{name}")
-latent = vae.encode(radio_map).latent_dist.mode() * vae.config.scaling_factor    # radio_map: (B, 1, H, W) in [-1, 1]
+vae = {kind}.from_pretrained("{name}")
+# {given}: planes in [-1, 1], (B, C, H, W): {planes}
+latent = vae.encode({arguments}).latent_dist.mode() * vae.config.scaling_factor
+decoded = vae.decode(latent / vae.config.scaling_factor).sample  # {images}
 """
 
 
@@ -173,8 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         factor = measure_scale(encode, training_samples) if scale == "measure" else float(scale)
         vae.register_to_config(scaling_factor=factor)
         vae.save_pretrained(folder)
-        usage = USAGE.format(name=config.hub.model_id or folder)
-        finish_folder(folder, run.folder, config, "vae_gan", usage, run.step)
+        finish_folder(folder, run.folder, config, "vae_gan", usage(config, config.hub.model_id or folder), run.step)
         if config.hub.push:
             push_folder(folder, config)
 
@@ -206,6 +206,19 @@ def make_vae(config: VAEConfig) -> AutoencoderKL | DualAutoencoderKL:
         sample_size=config.data.crop or 256,
         **common,
     )
+
+
+def usage(config: VAEConfig, name: str | Path) -> str:
+    """How the model card says to use this autoencoder."""
+    images, conditions = (", ".join(n) for n in (config.data.image_channels, config.data.condition_channels))
+    both = config.model.encodes == "both"
+    given = {"image": images, "condition": conditions}
+    given = given if both else {config.model.encodes: given[config.model.encodes]}
+    return USAGE.format(
+        name=name, images=images, arguments=", ".join(given), given=" and ".join(given),
+        planes=" and ".join(given.values()), kind="DualAutoencoderKL" if both else "AutoencoderKL",
+        package="radiodiff_diffusers" if both else "diffusers",
+    )  # fmt: skip
 
 
 def discriminator_features(discriminator: PatchDiscriminator, image: torch.Tensor) -> list[torch.Tensor]:

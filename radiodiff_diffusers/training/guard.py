@@ -21,7 +21,7 @@ from .sharding import local
 EXIT_FINISHED = 0
 EXIT_FINISHED_WITH_INCIDENTS = 3  # it finished, but batches or steps had to be left out
 EXIT_STOPPED_BY_GUARD = 4
-EXIT_NOT_SAVED = 5  # the last checkpoint or the model could not be written
+EXIT_NOT_SAVED = 5  # the last checkpoint or the model could not be written, or not be uploaded
 
 
 @dataclass

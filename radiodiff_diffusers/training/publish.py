@@ -24,8 +24,8 @@ def finish_folder(folder: Path, run_folder: Path, config: Any, recipe: str, usag
     if last and last.get("images") and (run_folder / last["images"]).exists():
         (folder / "images").mkdir(exist_ok=True)
         shutil.copy(run_folder / last["images"], folder / "images" / "validation.png")
-    (folder / "training_config.yaml").write_text(yaml.safe_dump(_public(asdict(config)), sort_keys=False))
-    name = config.hub.model_id or Path(config.train.output_dir).name
+    (folder / "training_config.yaml").write_text(yaml.safe_dump(public(asdict(config)), sort_keys=False))
+    name = _repository_name(config)
     (folder / "README.md").write_text(model_card(name, config, recipe, usage, steps, last))
     for path in [folder, *folder.rglob("*")]:
         # safetensors writes files that only their owner can read
@@ -43,9 +43,9 @@ def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, vali
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {name}", ""]
     lines += [f"Trained with the `{recipe}` recipe of radiodiff_diffusers for {steps:,} optimiser steps.", ""]
     lines += ["## How to use", "", "```python", usage.strip(), "```", ""]
-    lines += ["## Data", "", f"- source: `{_public_source(data.source)}`, split `{data.train_split}`"]
+    lines += ["## Data", "", f"- source: `{public(data.source)}`, split `{data.train_split}`"]
     if data.options:
-        options = ", ".join(f"{k} = {v}" for k, v in _public(data.options).items())
+        options = ", ".join(f"{k} = {v}" for k, v in public(data.options).items())
         lines.append(f"- options: {options}")
     if data.condition_channels:
         lines.append(f"- conditioned on: {', '.join(data.condition_channels)}")
@@ -61,7 +61,7 @@ def model_card(name: str, config: Any, recipe: str, usage: str, steps: int, vali
             ]
     else:
         lines += ["This run was not validated.", ""]
-    configuration = yaml.safe_dump(_public(asdict(config)), sort_keys=False).strip()
+    configuration = yaml.safe_dump(public(asdict(config)), sort_keys=False).strip()
     lines += ["## Configuration", "", "```yaml", configuration, "```", ""]
     lines += ["## Licence", "", f"{config.hub.license}. The training data may have terms of their own.", ""]
     return "\n".join(lines)
@@ -89,17 +89,48 @@ def _results(data: Any, validation: dict[str, Any]) -> list[str]:
     ]
 
 
+class NotUploaded(Exception):
+    """The finished model is on the disk and not on the Hub, in one line."""
+
+
+def check_push(config: Any) -> None:
+    """Before a run starts: whether its upload, after the last step, can be tried at all."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(_repository_name(config))
+    if get_token() is None:
+        raise ValueError(
+            "hub.push is to upload the finished model, but nobody is logged in to the Hub: run `hf auth login`, set "
+            "HF_TOKEN, or leave hub.push off"
+        )
+
+
 def push_folder(folder: Path, config: Any) -> str:
-    """Upload the folder; the repository's address."""
+    """Upload the folder, its model card naming the repository; the repository's id."""
     from huggingface_hub import create_repo, upload_folder
 
-    name = config.hub.model_id or Path(config.train.output_dir).name
-    repository = create_repo(name, private=config.hub.private, exist_ok=True)
-    upload_folder(
-        repo_id=repository.repo_id, folder_path=str(folder), commit_message="Trained with radiodiff_diffusers"
-    )
+    name = _repository_name(config)
+    try:
+        repository = create_repo(name, private=config.hub.private, exist_ok=True)
+        card = Path(folder) / "README.md"
+        given = config.hub.model_id or folder  # what the card loads: a folder here, or a name without its owner
+        card.write_text(card.read_text().replace(f'"{given}"', f'"{repository.repo_id}"'))
+        upload_folder(
+            repo_id=repository.repo_id, folder_path=str(folder), commit_message="Trained with radiodiff_diffusers"
+        )
+    except Exception as error:  # of the network, the Hub, its client
+        reason = " ".join(str(error).split())
+        raise NotUploaded(
+            f"the model is in {folder}, but could not be uploaded to {name} ({type(error).__name__}: {reason}); to "
+            f"try again: hf upload {name} {folder}"
+        ) from error
     logger.info("uploaded to %s", repository.url)
     return repository.repo_id
+
+
+def _repository_name(config: Any) -> str:
+    return config.hub.model_id or Path(config.train.output_dir).name
 
 
 def strip_local_paths(folder: Path) -> None:
@@ -125,14 +156,10 @@ def read_events(path: Path, event: str) -> list[dict[str, Any]]:
     return found
 
 
-def _public(values: Any) -> Any:
+def public(values: Any) -> Any:
     """Folders of this machine by their last part only."""
     if isinstance(values, dict):
-        return {k: _public(v) for k, v in values.items()}
+        return {k: public(v) for k, v in values.items()}
     if isinstance(values, list):
-        return [_public(v) for v in values]
+        return [public(v) for v in values]
     return Path(values).name if isinstance(values, str) and values.startswith(("/", "~", "..")) else values
-
-
-def _public_source(source: str) -> str:
-    return _public(source)

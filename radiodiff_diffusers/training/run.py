@@ -38,6 +38,7 @@ from .ema import ModelEMA
 from .logs import RunLog, forget_after
 from .preflight import check_train_config, describe_run, validation_interval
 from .processes import is_one_of_several_on_the_cpu, start_missing_processes
+from .publish import NotUploaded, check_push
 from .schedules import make_schedule
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.models = {name: model.to(accelerator.device) for name, model in models.items()}
         self.optimizers, self.samples = optimizers, samples
+        if config.hub.push:
+            check_push(config)
         self._send_from_main()
         plugin = sharding.sharding_plugin(accelerator, config.train, optimizers)
         self.sharded = {
@@ -621,6 +624,9 @@ class Run:
             if self.accelerator.is_main_process:
                 try:
                     export(self.folder / "model")
+                except NotUploaded as error:
+                    self.log.message(f"WARNING: {error}")
+                    code = guard.EXIT_NOT_SAVED
                 except Exception as error:
                     if not checkpoints.is_about_the_disk(error):
                         raise
