@@ -3,19 +3,23 @@
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_recipe import make_run
 from toy_runs import config_for, curve, events, fresh_accelerator, go, run_toy, start_toy, wait_until  # noqa: F401
 
 from radiodiff_diffusers.training import checkpoints, guard
+from radiodiff_diffusers.training.validation import save_picture
 
 
 def weights(run):
@@ -249,6 +253,35 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(tmp_path, monkeyp
     assert len(curve(tmp_path)) == 20  # training went on
     failed = [e for e in events(tmp_path, "checkpoint") if e["path"] is None]
     assert [e["step"] for e in failed][:3] == [10, 15, 20]
+
+
+def test_a_disk_is_looked_at_while_it_is_full(tmp_path, monkeypatch):
+    """torch.save does not say why it failed, and what it had written is removed."""
+
+    def usage(path):
+        full = list(Path(path).glob(".writing*"))
+        return SimpleNamespace(free=0 if full else 10**10)
+
+    def fill(folder):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 13714816 vs 13714704")
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(checkpoints.CheckpointNotWritten, match="of step 3 could not be written .* the disk is full"):
+        checkpoints.write_checkpoint(tmp_path, 3, fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_else_a_full_disk_does_not_take(tmp_path, monkeypatch, caplog):
+    (tmp_path / "validation").write_text("a file where the pictures' folder would be")
+    assert save_picture(Image.new("L", (2, 2)), tmp_path, 5) is None  # and the run goes on
+    assert "step_000005.png could not be written" in caplog.text
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("radiodiff_diffusers.training.run.write_yaml", full)
+    with pytest.raises(OSError, match="the disk is full: nothing more can be written to .*/run$"):
+        go(config_for(tmp_path / "run"))
 
 
 @pytest.mark.skipif(not hasattr(os, "statvfs") or os.geteuid() != 0, reason="needs root to mount a small disk")

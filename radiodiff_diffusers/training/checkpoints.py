@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 DROPPED = "dropped"
 _WRITING = ".writing-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointNotWritten(Exception):
@@ -57,10 +59,11 @@ def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None])
         os.rename(partial, target)
         _fsync(root)
     except Exception as error:
+        reason = _explain(error, root, step)  # while what filled the disk is still on it
         shutil.rmtree(partial, ignore_errors=True)
         if not is_about_the_disk(error):
             raise
-        raise CheckpointNotWritten(_explain(error, root, step)) from error
+        raise CheckpointNotWritten(reason) from error
     return target
 
 
@@ -193,8 +196,19 @@ def is_about_the_disk(error: Exception) -> bool:
     )
 
 
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Say which folder cannot be written where the disk is full; the system's own message does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(f"the disk is full: nothing more can be written to {folder}") from error
+
+
 def _explain(error: Exception, root: Path, step: int) -> str:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower()
+    full = getattr(error, "errno", None) in _FULL or "no space left" in str(error).lower()
     try:
         free = f"{shutil.disk_usage(root).free / 1e9:.2f} GB free"
         full = full or shutil.disk_usage(root).free < 1e6

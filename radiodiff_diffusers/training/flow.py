@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .config import ValidationConfig, option
 from .data import generators, noise_like, stack_samples
-from .validation import fixed_samples
+from .validation import fixed_samples, save_picture
 
 
 @dataclass
@@ -105,9 +105,7 @@ class FlowValidation:
         scores = {"velocity_mse": mse, "velocity_cosine": cosine, "loss": mse + self.cosine_weight * cosine}
         picture = None
         if self.accelerator.is_main_process and self.config.pictures:
-            picture = f"validation/step_{step:06d}.png"
-            (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-            self._picture().save(self.folder / picture)
+            picture = save_picture(self._picture(), self.folder, step)
         return {**scores, "images_seen": len(results), "images": picture, "picture_shows": self.picture_shows}
 
     def _score(self, batch: dict[str, Any]) -> list[tuple[int, float, float]]:

@@ -15,7 +15,7 @@ from ..evaluation.tokenizer import psnr, ssim, to_uint8
 from . import losses
 from .config import ValidationConfig
 from .data import stack_samples
-from .validation import fixed_samples
+from .validation import fixed_samples, save_picture
 
 
 class ReconstructionValidation:
@@ -51,10 +51,8 @@ class ReconstructionValidation:
         scores = {name: float(np.mean([r[name] for r in results])) for name in names}
         picture = None
         if self.accelerator.is_main_process and self.config.pictures:
-            picture = f"validation/step_{step:06d}.png"
-            (self.folder / "validation").mkdir(parents=True, exist_ok=True)
             rows = [np.concatenate(r["pictures"], axis=1) for r in results[: self.config.pictures]]
-            Image.fromarray(np.concatenate(rows)).save(self.folder / picture)
+            picture = save_picture(Image.fromarray(np.concatenate(rows)), self.folder, step)
         about = {"images_seen": len(results), "images": picture, "picture_shows": self.picture_shows}
         return {**scores, **about}
 

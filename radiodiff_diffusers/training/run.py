@@ -160,7 +160,8 @@ class Run:
         """Train to the end and return the process's exit code; see `guard.py` and docs/training.md for what it
         means."""
         train, every = self.config.train, self.validation_steps
-        with self._signals():  # a run that is asked to stop while it begins stops before its first step
+        # a run that is asked to stop while it begins stops before its first step
+        with self._signals(), checkpoints.naming_a_full_disk(self.folder):
             self._begin()
         status, code = "failed", 1
         try:

@@ -3,6 +3,7 @@ prediction, error."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 from ..evaluation.metrics import map_metrics
 from .config import ValidationConfig
 from .data import Sample, Samples, generators, stack_samples
+
+logger = logging.getLogger(__name__)
 
 # From a stacked batch of samples to planes in [-1, 1], (B, C, H, W), comparable with the samples' "image".
 Predict = Callable[[dict[str, Any]], np.ndarray | torch.Tensor]
@@ -45,10 +48,20 @@ class Validation:
         scores = {name: float(np.mean([r[name] for r in results])) for name in SCORES}
         picture = None
         if self.accelerator.is_main_process and self.config.pictures:
-            picture = f"validation/step_{step:06d}.png"
-            (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-            picture_grid(results[: self.config.pictures]).save(self.folder / picture)
+            picture = save_picture(picture_grid(results[: self.config.pictures]), self.folder, step)
         return {**scores, "protocol": self.config.protocol, "scenes": len(results), "images": picture}
+
+
+def save_picture(image: Image.Image, folder: Path, step: int) -> str | None:
+    """Where it is in the run's folder; None where it could not be written, for which no run shall end."""
+    name = f"validation/step_{step:06d}.png"
+    try:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / name)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", folder / name, error)
+        return None
+    return name
 
 
 def fixed_samples(samples: Samples, count: int) -> list[Sample]:
