@@ -478,11 +478,13 @@ def test_the_command_hands_on_signals(workplace, tmp_path):
         ("lora", "ray_traced_tiny", ["--model.base", "."], r"error: .*model_index.json"),
         ("vae_gan", "first_radio_tiny", ["--init_from", "."], r"error: .*config.json"),
         ("vae_gan", "first_radio_tiny", ["--dataset", "gone/data/maps"], r"error: .*gone/data/maps"),
+        ("vae_gan", "first_radio_tiny", ["--dataset", "data/mpas"], r"error: data.source: data/mpas: no such folder"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, monkeypatch, recipe, stem, given, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "data").mkdir()  # so data/mpas is a slip, not a name on the Hub
     config = str(EXAMPLES / recipe / f"{stem}.yaml")
     few = ["--config", config, "--data.simulate.cities", "12", "--data.simulate.transmitters", "1"]
     few = few[:2] if "--dataset" in given else few

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from torch import nn
 from toy_recipe import ToyConfig, make_run, toy_model, toy_pairs
 from toy_runs import config_for, events, fresh_accelerator, go  # noqa: F401
@@ -152,6 +153,13 @@ def test_streams_go_on_where_they_were():
 def test_contradictions_stop_before_the_start(change, message):
     with pytest.raises(ValueError, match=message):
         check_train_config(TrainConfig(**change), torch.device("cpu"))
+
+
+def test_a_tracker_that_is_not_installed_is_not_left_out_silently(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(ValueError, match="train.trackers: wandb is not installed: pip install wandb, or --trackers"):
+        make_run(config_for(tmp_path, trackers=["tensorboard", "wandb"]))
+    make_run(config_for(tmp_path, trackers=["tensorboard"]))
 
 
 def test_validation_follows_the_data_and_comes_after_the_last_step(tmp_path, capsys):

@@ -11,6 +11,7 @@ import logging
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..channels import write_planes
+from ..hub_names import could_be_on_the_hub
 from ..scene import RadioMap, Scene
 from .augment import apply_symmetry, draw_symmetry, middle_crop, random_crop
 from .config import DataConfig
@@ -43,6 +45,8 @@ def open_split(config: DataConfig, training: bool = True):
     elif EdgePairs.found_in(config.source, split):
         source = EdgePairs(config.source, split, **options)
     else:
+        if "/" in config.source and not Path(config.source).exists() and not could_be_on_the_hub(config.source):
+            raise ValueError(f"data.source: {config.source}: no such folder, and no name on the Hub (owner/name)")
         if "root" not in options and is_packed(config.source):
             options = _packed_options(config, options)
         source = open_dataset(config.source, split, **options)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from .config import TrainConfig
@@ -37,6 +38,16 @@ def check_train_config(train: TrainConfig, device: torch.device) -> None:
         )
     if len(train.adam_betas) != 2:
         raise ValueError(f"train.adam_betas must be two numbers; got {train.adam_betas}")
+
+
+def check_trackers(train: TrainConfig, accelerator: Accelerator) -> None:
+    """Accelerate leaves out trackers that are not installed, without a word."""
+    had = {str(getattr(one, "value", one)) for one in accelerator.log_with}
+    missing = [name for name in train.trackers if name != "all" and name not in had]
+    if missing:
+        raise ValueError(
+            f"train.trackers: {missing[0]} is not installed: pip install {missing[0]}, or --trackers '' for none"
+        )
 
 
 def validation_interval(every: int | str, images: int | None, batch: int) -> int:

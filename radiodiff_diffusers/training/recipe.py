@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hub_names import could_be_on_the_hub
 from ..memory import reuse_activations
 from .checkpoints import find_problem
 from .config import TrainConfig
@@ -120,7 +121,7 @@ def existing(where: str, key: str = "train.init_from", hint: str = "") -> Path:
     """What the configuration names as a path; it may also be a Hub id, owner/name, but nothing that is not there."""
     path = Path(where)
     is_file = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
-    is_id = len(path.parts) == 2 and not is_file and path.parts[0] not in ("/", ".", "..", "~", "runs")
+    is_id = could_be_on_the_hub(where) and not is_file and path.parts[0] != "runs"
     if not path.exists() and not is_id:
         raise ValueError(f"{key}: {where}: no such file or folder{hint}")
     return path

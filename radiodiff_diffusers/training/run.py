@@ -36,7 +36,7 @@ from .config import TrainConfig, write_yaml
 from .data import Samples, training_batches
 from .ema import ModelEMA
 from .logs import RunLog, forget_after
-from .preflight import check_train_config, describe_run, validation_interval
+from .preflight import check_trackers, check_train_config, describe_run, validation_interval
 from .processes import is_one_of_several_on_the_cpu, start_missing_processes
 from .publish import NotUploaded, check_push
 from .schedules import make_schedule
@@ -70,6 +70,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
     check_train_config(train, accelerator.device)
+    check_trackers(train, accelerator)
     set_seed(train.seed)
     return accelerator
 
