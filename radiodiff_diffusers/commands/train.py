@@ -50,7 +50,8 @@ def find_recipe(name: str):
     import radiodiff_diffusers
 
     examples = Path(radiodiff_diffusers.__file__).resolve().parent.parent / "examples"
-    recipes = sorted(p.parent.name for p in examples.glob("*/train.py"))
+    # a recipe has a README beside it; the script that made the model in the package is no recipe for other data
+    recipes = sorted(p.parent.name for p in examples.glob("*/train.py") if (p.parent / "README.md").exists())
     if not recipes:
         raise ValueError(
             "the training recipes are not part of the installed package: clone the repository, pip install -e . "
