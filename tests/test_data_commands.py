@@ -7,6 +7,8 @@ import tiny_sets
 
 from radiodiff_diffusers.cli import main
 from radiodiff_diffusers.data.check import check
+from radiodiff_diffusers.data.hub import open_dataset, write_parquet
+from radiodiff_diffusers.data.radiomapseer import RadioMapSeer
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +166,10 @@ def test_arrange_then_check(icassp, tmp_path, capsys):
 def test_export_to_parquet_and_to_files(seer, tmp_path, capsys):
     out = tmp_path / "parquet"
     assert main(["data", "export", str(seer), "-o", str(out), "--splits", "all", "--option", "simulation=IRT2"]) == 0
-    assert json.loads(capsys.readouterr().out)["all"] == 9
+    assert json.loads(capsys.readouterr().out)["train"] == 9
     assert main(["data", "check", str(out)]) == 0
-    assert "rows: all 9" in capsys.readouterr().out
+    assert "rows: train 9" in capsys.readouterr().out
+    assert len(open_dataset(out, "train")) == len(open_dataset(out, "all")) == 9
     shard = next((out / "data").iterdir())
     shard.write_bytes(shard.read_bytes()[:-50])
     assert main(["data", "check", str(out)]) == 1
@@ -194,6 +197,28 @@ def test_spectrograms_are_checked(tmp_path):
     assert check(tmp_path).problems == []
     (tmp_path / "user_01/1.png").write_bytes(b"x")
     assert len(check(tmp_path).problems) == 1
+
+
+def test_spectrograms_in_parquet_are_checked(tmp_path):
+    for name in ("0.png", "1.png"):
+        tiny_sets.save(tmp_path / "users/user_00" / name, np.zeros((8, 8), np.uint8))
+    write_parquet({"train": open_dataset(tmp_path / "users", "all")}, tmp_path / "good")
+    assert check(tmp_path / "good").problems == []
+    data = open_dataset(tmp_path / "users", "all")
+    (tmp_path / "users/user_00/1.png").write_bytes(b"x")
+    write_parquet({"train": data}, tmp_path / "bad")
+    (line,) = check(tmp_path / "bad").problems
+    assert "train-00000-of-00001.parquet" in line and "1.png" in line
+
+
+def test_a_damaged_outline_names_its_file(seer, tmp_path):
+    for damage in ('{"a": 1}', "[[1, 2]]"):
+        shutil.copytree(seer, tmp_path / "maps", dirs_exist_ok=True)
+        (tmp_path / "maps/polygon/buildings_complete/1.json").write_text(damage)
+        (line,) = [x for x in check(tmp_path / "maps").problems if "polygon" in x]
+        assert "polygon/buildings_complete/1.json is damaged" in line
+        with pytest.raises(ValueError, match="buildings_complete/1.json is damaged"):
+            RadioMapSeer(tmp_path / "maps", "all", layout="polygon", cars_in_input=True, maps=[1])[0]
 
 
 def test_help_lists_the_actions(capsys):

@@ -253,6 +253,25 @@ def test_what_cannot_be_written_is_said(tmp_path, shards):
         write_parquet({"train": [1]}, shards)
     with pytest.raises(ValueError, match="nothing to write"):
         write_parquet({"train": []}, tmp_path / "none")
+    for splits, line in (
+        ({"my-split": [1]}, "letters, digits and _"),
+        ({"all": [1]}, "all means all splits"),
+        ({"val": [1], "validation": [1]}, "one name twice"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            write_parquet(splits, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_truncated_shard_is_one_line(shards, tmp_path):
+    folder = tmp_path / "maps"
+    shutil.copytree(shards, folder)
+    first = min(folder.glob("data/train-*"))
+    first.write_bytes(first.read_bytes()[:100])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=rf"^{folder} is damaged: .* `radiodiff data check") as error:
+            list(open_dataset(folder, "train", streaming=streaming))
+        assert "\n" not in str(error.value)
 
 
 # datasets.Dataset, the Hub -------------------------------------------------------------------------------------------
@@ -418,6 +437,8 @@ def test_the_cache_keeps_channels_of_any_kind(seer, shards, tmp_path):
     [
         ("./nowhere", {}, "no such folder"),
         ("a/b/c", {}, "no such folder"),
+        ("/nowhere/maps", {}, "^/nowhere/maps: no such folder, and no name"),
+        ("{shards}/README.md", {}, "is a file: expected a folder"),
         ("radiomapseer", {}, "needs the option root"),
         ("{seer}", {"streaming": True}, "leave streaming out"),
         ("{seer}", {"simulatoin": "DPM"}, "unknown option 'simulatoin': it takes scheme, simulation"),
@@ -500,3 +521,20 @@ def test_export_in_radiomapseers_layout(seer, shards, tmp_path):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
     renamed = [(data[k][0].replace(name=f"city {k}"), data[k][1]) for k in range(6)]
     assert export_radiomapseer(renamed, tmp_path / "b") == {"maps": 2, "samples": 6}
+
+
+def test_maps_that_would_overwrite_each_other_are_not_exported(seer, tmp_path):
+    first, second = (open_dataset(seer, "all")[k] for k in (0, 1))
+    name = first[0].name
+    assert export_radiomapseer([first, first], tmp_path / "twice") == {"maps": 1, "samples": 1}
+    with pytest.raises(ValueError, match=f"{name} comes twice, with different radio maps"):
+        export_radiomapseer([first, (first[0], second[1])], tmp_path / "changed")
+    moved = second[0].replace(buildings=np.roll(second[0].buildings, 3, 0))
+    with pytest.raises(ValueError, match="other buildings or cars than in the other samples of map 0"):
+        export_radiomapseer([first, (moved, second[1])], tmp_path / "moved")
+    unnamed = (moved.replace(name=None), second[1])
+    assert export_radiomapseer([first, unnamed], tmp_path / "more") == {"maps": 2, "samples": 2}
+    back = open_dataset(tmp_path / "more", "all", layout="png")
+    assert np.array_equal(back[1][0].buildings, moved.buildings) and not np.array_equal(
+        back[0][0].buildings, moved.buildings
+    )

@@ -353,7 +353,7 @@ def test_a_split_does_not_change_with_what_is_chosen(tree, tmp_path):
     assert len(few) == 18 and all(whole[name]["split"] == about["split"] for name, about in few.items())
 
 
-@pytest.mark.parametrize("hertz", [{2: "fast"}, {"two": 2.4e9}, {2: -1}, {0: 1e9}, 2.4e9])
+@pytest.mark.parametrize("hertz", [{2: "fast"}, {"two": 2.4e9}, {2: -1}, {0: 1e9}, {2: 2.4}, 2.4e9])
 def test_wrong_bands_get_one_line(tree, hertz):
     with pytest.raises(ValueError, match="such as .*2: 2.4e9") as caught:
         ICASSP2025(tree, "all", hertz=hertz)

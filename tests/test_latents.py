@@ -229,12 +229,19 @@ def test_fingerprint_is_of_weights_not_of_statistics(extracted, tmp_path):
     assert tokenizer_fingerprint(same) != tokenizer_fingerprint(vae)
 
 
+def change_manifest(folder, **changes):
+    path = folder / "latents.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: (f / "latents_rank00_shard001.safetensors").write_bytes(b"short"), "shard001.* cannot be read"),
         (lambda f: (f / "latents_rank00_shard002.safetensors").unlink(), "has no latents, expected 2"),
         (lambda f: (f / "latents.json").write_text("{"), "latents.json is damaged"),
+        (lambda f: change_manifest(f, statistics={}), "latents.json is damaged"),
+        (lambda f: change_manifest(f, users=None), "latents.json is damaged"),
         (lambda f: (f / "latents.json").unlink(), "is not finished"),
         (
             lambda f: save_file({"labels": torch.zeros(1), "latents": torch.zeros(1, 4, 8, 8)}, f / "x.safetensors"),

@@ -11,7 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="parquet (default); radiomapseer: its folders; users: a folder of spectrograms a user, of Parquet",
     )  # fmt: skip
     parser.add_argument(
-        "--splits", help="which, with commas between (default: those of train,val,test that are there)"
+        "--splits",
+        help="which, with commas between (default: those of train,val,test that are there); all: one, called train",
     )
     parser.add_argument(
         "--option",
@@ -84,7 +85,8 @@ def _open_splits(source: str, names: str | None, options: dict) -> dict:
     from ..data.hub import open_dataset
 
     if names is not None:
-        return {name: open_dataset(source, name, **options) for name in names.split(",")}
+        splits = {name: open_dataset(source, name, **options) for name in names.split(",")}
+        return {"train": splits["all"]} if list(splits) == ["all"] else splits  # no split that is read is called all
     open_dataset(source, "all", **options)  # what is wrong with the whole is no matter of splits
     splits = {}
     for name in ("train", "val", "test"):

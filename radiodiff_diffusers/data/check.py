@@ -253,7 +253,7 @@ def _spectrograms(report: Report) -> Iterator[Job]:
 def _parquet(report: Report) -> Iterator[Job]:
     import pyarrow.parquet as pq
 
-    from .hub_rows import map_pair
+    from .hub_rows import check_spectrogram, map_pair
 
     def look(path: Path) -> str | None:
         import pyarrow as pa
@@ -264,6 +264,8 @@ def _parquet(report: Report) -> Iterator[Job]:
                 for row in batch.to_pylist():
                     if "gain" in row:
                         map_pair(row)
+                    elif "image" in row:
+                        check_spectrogram(row)
         except (OSError, pa.ArrowException) as error:
             return f"{path}: {' '.join(str(error).split())}"
         except ValueError as error:

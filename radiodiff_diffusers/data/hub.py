@@ -172,6 +172,7 @@ def _undecoded(rows: Any) -> Any:
 
 def _open_parquet(folder: Path, split: str, streaming: bool, cache: PlaneCache | None, options: dict[str, Any]) -> Any:
     import datasets
+    import pyarrow as pa
 
     files = _parquet_files(folder)
     wanted = _pick_splits(split, list(files), str(folder))
@@ -179,8 +180,12 @@ def _open_parquet(folder: Path, split: str, streaming: bool, cache: PlaneCache |
     stream = {key: options.pop(key) for key in ("shuffle_buffer", "seed") if key in options}
     if options:
         raise ValueError(f"{folder} (parquet): unknown option {next(iter(options))!r}")
-    loaded = datasets.load_dataset("parquet", data_files=found, streaming=streaming)
-    return _wrap([loaded[name] for name in wanted], streaming, cache, **stream)
+    try:
+        loaded = datasets.load_dataset("parquet", data_files=found, streaming=streaming)
+        return _wrap([loaded[name] for name in wanted], streaming, cache, **stream)
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{folder} is damaged: {reason} `radiodiff data check {folder}` names the files") from None
 
 
 def _open_hub(name: str, split: str, streaming: bool, cache: PlaneCache | None, options: dict[str, Any]) -> Any:
@@ -242,7 +247,9 @@ def _pick_splits(split: str, present: list[str], where: str) -> list[str]:
 def _hub_name(source: str | Path) -> str:
     name = str(source)
     above, inside, _ = name.partition("/")
-    if inside and (above in _OURS or Path(above).is_dir()):
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file: expected a folder, or the name of a data set on the Hub")
+    if above and inside and (above in _OURS or Path(above).is_dir()):
         raise ValueError(f"{name}: no such folder (nor asked for on the Hub, for {above}/ is a place of yours)")
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
         raise ValueError(
@@ -268,7 +275,7 @@ def write_parquet(
 
     Args:
         splits: split name -> data set (`RadioMapSeer`, `ICASSP2025`, `MicroDopplerFolder` ... or any sequence of
-            (`Scene`, `RadioMap`)).
+            (`Scene`, `RadioMap`)). Names are letters, digits and underscores.
         folder: new or empty.
         rows_per_shard (`int`, defaults to 2000): maps a file.
         title, description, licence: for the card. Say whose data it is and on what terms: nothing is assumed.
@@ -282,10 +289,10 @@ def write_parquet(
         raise ValueError(f"{folder} is not empty: choose another folder")
     if not splits or any(len(data) == 0 for data in splits.values()):
         raise ValueError("there is nothing to write: every split needs at least one sample")
+    splits = _readable_names(splits)
     (folder / "data").mkdir(parents=True, exist_ok=True)
     counts = {}
-    for split, data in splits.items():
-        name = _HUB_SPLITS.get(split, split)
+    for name, data in splits.items():
         make_row, features = row_maker(data)
         schema = features.arrow_schema
         indices = iter(progress(range(len(data)), len(data)) if progress else range(len(data)))
@@ -302,6 +309,20 @@ def write_parquet(
         next(indices, None)  # lets the progress bar finish
     _write_card(folder, counts, title or folder.name, description, licence)
     return folder
+
+
+def _readable_names(splits: dict[str, Any]) -> dict[str, Any]:
+    """The splits under names that `datasets` and the shards' file names allow."""
+    for name in splits:
+        if name == "all" or not re.fullmatch(r"\w+", name):
+            raise ValueError(
+                f"no split of Parquet shards can be called {name!r}: "
+                + ("all means all splits where they are read" if name == "all" else "use letters, digits and _")
+            )
+    named = {_HUB_SPLITS.get(name, name): data for name, data in splits.items()}
+    if len(named) < len(splits):
+        raise ValueError(f"the splits {', '.join(splits)} have one name twice (val is written as validation)")
+    return named
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:

@@ -131,6 +131,11 @@ def spectrogram_row(item: tuple[Path, int, str]) -> dict[str, Any]:
     }
 
 
+def check_spectrogram(row: dict[str, Any]) -> None:
+    """One line where a row's image cannot be read."""
+    _plane(row["image"] or {}, f"image {row.get('path') or ''} of label {row.get('label')}")
+
+
 def row_maker(data: Any) -> tuple[Callable[[int], dict[str, Any]], datasets.Features]:
     """How a data set's samples become rows, and their columns."""
     if hasattr(data, "users"):  # spectrograms

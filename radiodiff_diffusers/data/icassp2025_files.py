@@ -196,6 +196,8 @@ def read_bands(hertz: Mapping[Any, Any] | None) -> dict[int, float]:
             band, frequency = 0, 0.0
         if band < 1 or not 0 < frequency < float("inf"):
             raise ValueError(f"hertz takes a frequency number and its hertz, such as 2: 2.4e9; got {number}: {value}")
+        if frequency < 1e6:
+            raise ValueError(f"hertz takes hertz, not MHz or GHz, such as 2: 2.4e9; got {number}: {value}")
         bands[band] = frequency
     return bands
 

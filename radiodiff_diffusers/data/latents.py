@@ -80,6 +80,9 @@ def extract_latents(
     if getattr(dataset, "time_shift", 0):
         raise ValueError("latents are extracted from images as they are: leave the augmentation out")
     _check_size(dataset[0]["image"].shape, vae)
+    for name, number in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}: expected at least 1")
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     folder = Path(folder)
@@ -434,7 +437,9 @@ def _read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-        complete = {"tokenizer", "data", "shards", "statistics"} <= manifest.keys()
+        complete = {"tokenizer", "data", "shards", "statistics", "users"} <= manifest.keys()
+        complete &= all(isinstance(manifest[k], dict) for k in ("shards", "statistics", "users"))
+        complete &= complete and {"mean", "std"} <= manifest["statistics"].keys()
     except (ValueError, AttributeError):
         complete = False
     if not complete:

@@ -135,7 +135,8 @@ class RadioMapSeerFolder:
         """Closed outlines under polygon/ in pixels of the gain's raster, self-intersections made simple."""
 
         def read() -> tuple[tuple[np.ndarray, ...], ...]:
-            polygons = _to_pixels(self._read(f"polygon/{folder}/{map_id}.json", _load_json), height, self.root, folder)
+            name = f"polygon/{folder}/{map_id}.json"
+            polygons = _to_pixels(self._read(name, _load_json), height, self.root / name)
             return tuple(
                 tuple(np.concatenate([ring, ring[:1]]) for ring in rings) for rings in clean_polygons(polygons)
             )
@@ -146,8 +147,8 @@ class RadioMapSeerFolder:
         """Outlines under polygon/ as a boolean mask on the gain's raster."""
 
         def draw() -> np.ndarray:
-            rings = self._read(f"polygon/{folder}/{map_id}.json", _load_json)
-            return rasterize(_to_pixels(rings, shape[0], self.root, folder), shape)
+            name = f"polygon/{folder}/{map_id}.json"
+            return rasterize(_to_pixels(self._read(name, _load_json), shape[0], self.root / name), shape)
 
         return self._remember(("drawn", folder, map_id, shape), draw)
 
@@ -159,11 +160,10 @@ class RadioMapSeerFolder:
             return self.mask("cars", map_id)
 
         def draw() -> np.ndarray:
-            together = self._read(f"polygon/buildings_and_cars/{map_id}.json", _load_json)
-            buildings = self._read(f"polygon/buildings_complete/{map_id}.json", _load_json)
-            known = {_ring_key(ring) for ring in buildings}
-            cars = [ring for ring in together if _ring_key(ring) not in known]
-            return rasterize(_to_pixels(cars, shape[0], self.root, "buildings_and_cars"), shape)
+            names = [f"polygon/buildings_{kind}/{map_id}.json" for kind in ("and_cars", "complete")]
+            together, buildings = (_ring_keys(self._read(name, _load_json), self.root / name) for name in names)
+            cars = [ring for ring in together if ring not in set(buildings)]
+            return rasterize(_to_pixels(cars, shape[0], self.root / names[0]), shape)
 
         return self._remember(("cars", map_id, shape), draw)
 
@@ -227,15 +227,18 @@ def _load_transmitters(path: str) -> list[tuple[int, int]]:
         raise ValueError(f"{path} is damaged: expected a list of [x, y] pairs") from None
 
 
-def _to_pixels(rings: Any, height: int, root: Path, folder: str) -> list[tuple[np.ndarray, ...]]:
+def _to_pixels(rings: Any, height: int, path: Path) -> list[tuple[np.ndarray, ...]]:
     """Rings of (x, y) metres, y up, to pixels of the gain's raster, on which polygon point (x, y) is pixel (x - 1,
     height - y).
     """
     try:
         return [tuple(ring * (1, -1) + (-1, height) for ring in as_rings(polygon)) for polygon in rings]
     except (TypeError, ValueError, IndexError):
-        raise ValueError(f"{root / 'polygon' / folder}: an outline is damaged: expected lists of [x, y]") from None
+        raise ValueError(f"{path} is damaged: expected outlines, each a list of [x, y]") from None
 
 
-def _ring_key(ring: Any) -> tuple:
-    return tuple(map(tuple, ring))
+def _ring_keys(rings: Any, path: Path) -> list[tuple]:
+    try:
+        return [tuple((x, y) for x, y in ring) for ring in rings]
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} is damaged: expected outlines, each a list of [x, y]") from None
