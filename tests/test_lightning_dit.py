@@ -127,6 +127,9 @@ def test_wrong_checkpoints_get_one_line(tmp_path):
         lightningdit_from_original(state_dict | {"blocks.0.strange": torch.zeros(1)}, num_heads=4)
     with pytest.raises(ValueError, match="pos_embed is not the fixed position table"):
         lightningdit_from_original(state_dict | {"pos_embed": torch.zeros(1, 64, 96)}, num_heads=4)
+    for heads in (0, -1, 2.0, "4"):
+        with pytest.raises(ValueError, match="expected a whole number from 1 up"):
+            lightningdit_from_original(state_dict, num_heads=heads)
     (tmp_path / "x.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="x.pt cannot be read"):
         lightningdit_from_file(tmp_path / "x.pt")

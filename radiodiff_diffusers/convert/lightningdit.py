@@ -151,6 +151,8 @@ def _number_of_heads(state_dict: dict, dim: int, num_heads: int | None) -> int:
         num_heads = dim // head_dim if head_dim else by_width.get(dim)
         if num_heads is None:
             raise ValueError(f"a model of width {dim} is no published size: pass num_heads (--num-heads)")
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f"num_heads={num_heads!r}: expected a whole number from 1 up")
     if dim % num_heads or (head_dim and dim // num_heads != head_dim):
         raise ValueError(
             f"num_heads={num_heads} does not fit: the width is {dim}"
