@@ -180,6 +180,18 @@ def test_export_to_parquet_and_to_files(seer, tmp_path, capsys):
     assert "NAME=VALUE" in capsys.readouterr().err
 
 
+def test_export_names_the_simulation(seer, tmp_path, capsys):
+    command = ["data", "export", str(seer), "--format", "radiomapseer", "--splits", "all", "--option"]
+    for options, folder in (
+        (["simulation=IRT2"], "IRT2"),
+        (["simulation=IRT2", "--option", "cars_in_map=true"], "carsIRT2"),
+    ):
+        assert main([*command, *options, "-o", str(tmp_path / folder)]) == 0
+        assert [p.name for p in (tmp_path / folder / "gain").iterdir()] == [folder]
+    assert main([*command, "simulation=rand", "-o", str(tmp_path / "rand")]) == 2
+    assert "no folder for simulation=rand" in capsys.readouterr().err
+
+
 def test_export_takes_the_splits_that_have_samples(tmp_path, capsys):
     root = tiny_sets.make_radiomapseer(tmp_path / "seer", maps=(0,), missing=False)
     assert main(["data", "export", str(root), "-o", str(tmp_path / "out")]) == 0

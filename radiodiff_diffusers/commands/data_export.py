@@ -61,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
         if any(hasattr(data, "users") for data in splits.values()):
             raise ValueError(f"{args.source} holds spectrograms: --format radiomapseer is for radio maps")
         pairs = (data[k] for data in splits.values() for k in range(len(data)))
-        print(json.dumps(export_radiomapseer(bar(pairs, count), args.output)))
+        simulation = str(options.get("simulation", "DPM"))
+        if simulation == "rand":  # a mixture; the readers know its parts alone
+            raise ValueError("--format radiomapseer has no folder for simulation=rand: export DPM or IRT2, or Parquet")
+        simulation = f"cars{simulation}" if options.get("cars_in_map") else simulation
+        print(json.dumps(export_radiomapseer(bar(pairs, count), args.output, simulation)))
         return 0
     folder = write_parquet(
         splits,
