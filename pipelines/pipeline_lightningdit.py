@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -78,10 +80,14 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
         self,
         class_labels,
         num_inference_steps,
+        guidance_scale,
         guidance_channels,
         guidance_interval,
         timestep_shift,
         generator,
+        height,
+        width,
+        latents,
         output_type,
         callback_on_step_end_tensor_inputs,
     ):
@@ -93,18 +99,29 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
                 f"class_labels must be one or more of 0 ... {null - 1} (or {null}, no class)"
                 + (f", given {bad[0]}" if bad else ", given none")
             )
-        if num_inference_steps < 2:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}: it counts the points in time, at least 2")
+        if not _is_integer(num_inference_steps) or num_inference_steps < 2:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps!r}: it counts the points in time, at least 2"
+            )
+        if not _is_finite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale!r}: expected a number (1 or less for no guidance)")
         channels = self.transformer.config.in_channels
-        if guidance_channels != "all" and not (
-            isinstance(guidance_channels, int) and 1 <= guidance_channels <= channels
-        ):
+        if guidance_channels != "all" and not (_is_integer(guidance_channels) and 1 <= guidance_channels <= channels):
             raise ValueError(f'guidance_channels is {guidance_channels!r}: expected "all" or 1 ... {channels}')
-        start, end = guidance_interval
-        if not 0 <= start <= end <= 1:
-            raise ValueError(f"guidance_interval is ({start}, {end}): expected 0 <= start <= end <= 1 (1 is data)")
-        if timestep_shift is not None and timestep_shift < 0:
-            raise ValueError(f"timestep_shift is {timestep_shift}: expected 0 (none) or a positive number")
+        numbers = len(guidance_interval) == 2 and all(_is_finite(one) for one in guidance_interval)
+        if not numbers or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            given = tuple(guidance_interval)
+            raise ValueError(f"guidance_interval is {given}: expected 0 <= start <= end <= 1 (1 is data)")
+        if timestep_shift is not None and not (_is_finite(timestep_shift) and timestep_shift >= 0):
+            raise ValueError(f"timestep_shift is {timestep_shift!r}: expected 0 (none) or a positive number")
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and not (_is_integer(side) and side > 0):
+                raise ValueError(f"{name} is {side!r}: expected pixels, or None for the transformer's own size")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents must be a torch.Tensor; got {type(latents).__name__}")
+        single = generator if isinstance(generator, list) else [generator]
+        if any(one is not None and not isinstance(one, torch.Generator) for one in single):
+            raise ValueError(f"generator is {generator!r}: expected a torch.Generator, a list of them, or a seed")
         if self.scheduler.config.get("use_dynamic_shifting"):
             raise ValueError("the scheduler has use_dynamic_shifting=True: set it to False and use timestep_shift")
         if isinstance(generator, list) and len(generator) != len(class_labels):
@@ -183,7 +200,7 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
         timestep_shift: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | int | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -206,7 +223,8 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
             timestep_shift (`float`, *optional*): Below 1 more steps are spent near the noise; the original uses 0.3
                 and 0 for none. Defaults to what the scheduler is configured for.
             height, width (`int`, *optional*): Size in pixels; the transformer's own size when left out.
-            generator (`torch.Generator` or a list, *optional*): Decides the noise; one for all or one for each image.
+            generator (`torch.Generator`, a seed, or a list, *optional*): Decides the noise; one generator for all
+                images, or a list with one for each.
             latents (`torch.Tensor`, *optional*): The noise itself.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` (both in [0, 1]), or `"latent"` (what the
                 transformer sees, normalised).
@@ -221,20 +239,30 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
             [`ImagePipelineOutput`] or `tuple`: the images.
         """
         # 1. inputs
-        labels = torch.as_tensor(class_labels).flatten()
-        if labels.is_floating_point() and labels.numel():
-            raise ValueError(f"class_labels must be integers, given {class_labels}")
+        try:
+            labels = torch.as_tensor(class_labels).flatten()
+            whole = not labels.numel() or not (labels.is_floating_point() or labels.dtype == torch.bool)
+        except (TypeError, ValueError, RuntimeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"class_labels must be integers, given {class_labels!r}")
         if guidance_interval is None:
             guidance_interval = (0.0, 1.0)
         elif not isinstance(guidance_interval, (tuple, list)):
-            guidance_interval = (float(guidance_interval), 1.0)
+            guidance_interval = (guidance_interval, 1.0)
+        if _is_integer(generator):
+            generator = torch.Generator().manual_seed(int(generator))
         self.check_inputs(
             labels.tolist(),
             num_inference_steps,
+            guidance_scale,
             guidance_channels,
             guidance_interval,
             timestep_shift,
             generator,
+            height,
+            width,
+            latents,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
@@ -276,3 +304,11 @@ class LightningDiTPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipelin
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -137,3 +137,10 @@ def test_what_does_not_fit_gets_one_line(tmp_path):
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(ValueError, match="30 x 20 pixels, not 64 x 64"):
         scene_from_file(tmp_path / "m.png", size=64)
+
+
+def test_a_file_may_say_itself_that_it_is_in_metres(tmp_path):
+    plain = collection(feature(square(0, 0, 80)))
+    said = write(tmp_path / "said.json", plain | {"crs": "metres"})
+    told = write(tmp_path / "told.json", plain)
+    assert np.array_equal(scene_from_file(said).buildings, scene_from_file(told, crs="metres").buildings)

@@ -218,6 +218,19 @@ def test_half_precision():
         ({"height": 18}, "multiples of 4"),
         ({"latents": torch.zeros(2, 8, 5, 4)}, r"expected \(2, 8, 4, 4\)"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"not for \['noise'\]"),
+        ({"class_labels": "user_01"}, "class_labels must be integers"),
+        ({"class_labels": None}, "class_labels must be integers"),
+        ({"class_labels": [True]}, "class_labels must be integers"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ({"guidance_scale": "4"}, "guidance_scale is '4'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_channels": True}, "guidance_channels is True"),
+        ({"guidance_interval": "x"}, "expected 0 <= start <= end <= 1"),
+        ({"guidance_interval": (0, 0.5, 1)}, "expected 0 <= start <= end <= 1"),
+        ({"timestep_shift": float("nan")}, "timestep_shift is nan"),
+        ({"height": 0}, "height is 0"),
+        ({"latents": [0.0]}, "latents must be a torch.Tensor; got list"),
+        ({"generator": "5"}, "generator is '5'"),
     ],
 )
 def test_wrong_calls_get_one_line(arguments, message):
@@ -342,3 +355,10 @@ def test_it_is_pushed_to_the_hub_and_loaded_by_both_loaders(tmp_path):
     assert "LightningDiTPipeline" in files["README.md"].decode()
     assert not any(str(tmp_path).encode() in content for content in files.values())
     assert all(name.endswith((".json", ".safetensors", ".md", ".gitattributes")) for name in files)
+
+
+def test_a_seed_is_a_generator():
+    pipe = make_pipe()
+    call = {"class_labels": [1, 2], "num_inference_steps": 3, "output_type": "pt"}
+    seeded = pipe(**call, generator=5).images
+    assert torch.equal(seeded, pipe(**call, generator=torch.Generator().manual_seed(5)).images)

@@ -385,7 +385,7 @@ def plan_stages(config: VAVAEConfig, images: int, processes: int) -> list[Stage]
     if config.epochs is not None:
         if config.stages:
             raise ValueError("epochs and stages are both given: say the length of the run by one of them")
-        config.train.max_steps = steps(config.epochs)
+        set_length(config.train, steps(config.epochs), "epochs")
     stages, start = [], 0
     for number, given in enumerate(config.stages, 1):
         given, where = dict(given), f"stage {number}"
@@ -400,8 +400,16 @@ def plan_stages(config: VAVAEConfig, images: int, processes: int) -> list[Stage]
         start += steps(float(length["epochs"])) if "epochs" in length else int(length["steps"])
     if not stages:
         return [Stage(0, config.loss, config.alignment)]
-    config.train.max_steps = start
+    set_length(config.train, start, "stages")
     return stages
+
+
+def set_length(train: TrainConfig, steps: int, said_by: str) -> None:
+    if train.max_steps not in (steps, TrainConfig().max_steps):
+        logger.warning(
+            "the run takes %d steps, as %s say, and not train.max_steps %d", steps, said_by, train.max_steps
+        )
+    train.max_steps = steps
 
 
 # what decides how the models are made cannot change on the way
