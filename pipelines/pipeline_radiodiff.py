@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from radiodiff_diffusers.models.radiodiff_unet import RadioDiffUNet2DModel
 from radiodiff_diffusers.saving import SavedPipelineMixin
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.schedulers.scheduling_const_sde import ConstSDEScheduler
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -336,6 +339,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             tile_overlap, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         one_step = steps == 1 and latents is None and self.config.mean_map
+        if self.config.mean_map and self.config.num_inference_steps == 1 < steps:
+            logger.warning("this model was made to give its map in one step: %d steps give a far worse one", steps)
         self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
         own = _one_each(generator, len(given))
         views, generators, counts = self._views(given, num_maps, own, one_step)

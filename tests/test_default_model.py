@@ -47,6 +47,15 @@ def test_it_is_as_true_as_it_was(pipe):
     assert np.mean(nmse) < 1.05 * EXPECTED["nmse"]
 
 
+def test_more_steps_than_it_was_made_for_are_warned_of(pipe, caplog):
+    name, tx = next(iter(EXPECTED["scenes"].items()))
+    scene = Scene(HELD_OUT / f"{name}_buildings.png", transmitter=tx)
+    pipe(scene, num_inference_steps=1)
+    assert not caplog.messages
+    pipe(scene, num_inference_steps=2)
+    assert "one step" in caplog.text
+
+
 def test_the_adapter_makes_ray_traced_maps_and_leaves_the_model_alone(pipe):
     """Two held-out tiles of Florence, traced by Sionna RT (examples/lora/README.md): below half of what engine and
     model reach, and no worse than it was."""

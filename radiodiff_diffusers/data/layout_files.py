@@ -159,8 +159,8 @@ def _projection(path: Path, bounds: np.ndarray, crs: str | None) -> Projection:
         return None
     if crs is None and max(east - west, north - south) > LARGEST_TOWN:
         raise ValueError(
-            f"{path} would span {max(east - west, north - south):.0f} degrees: if it is in metres say crs='metres', or "
-            'write "crs": "metres" into the file'
+            f"{path} would span {max(east - west, north - south):.0f} degrees: if it is in metres say crs='metres', "
+            'or write "crs": "metres" into the file'
         )
     try:
         import pyproj
