@@ -24,9 +24,9 @@ from toy_recipe import toy_pairs
 from radiodiff_diffusers import RadioDiffPipeline, RadioDiffUNet2DModel, Scene
 from radiodiff_diffusers.commands.train import find_recipe, make_command
 from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
+from radiodiff_diffusers.training.adapters import PRESETS, find_lora_targets
 from radiodiff_diffusers.training.config import TrainConfig, parse_config
 from radiodiff_diffusers.training.derived import EdgePairs, MadeUpRooms, derive
-from radiodiff_diffusers.training.lora_targets import PRESETS, find_lora_targets
 from radiodiff_diffusers.training.preflight import check_train_config
 from radiodiff_diffusers.training.recipe import make_adamw, run_script
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from radiodiff_diffusers import LightningDiTPipeline
 from radiodiff_diffusers.data.latents import tokenizer_fingerprint
+from radiodiff_diffusers.training.recipe import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +78,4 @@ def check_folder(folder: Path, pipe: LightningDiTPipeline, settings: dict) -> No
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from peft import LoraConfig
 
 from radiodiff_diffusers.convert.lightningdit import lightningdit_from_original
 from radiodiff_diffusers.convert.vavae import load_original_checkpoint, load_tokenizer, set_latent_statistics
 from radiodiff_diffusers.lora import adapter_of
 from radiodiff_diffusers.models.lightning_dit import LightningDiTTransformer2DModel, lightning_dit_config
 from radiodiff_diffusers.pipelines.pipeline_lightningdit import LightningDiTPipeline
+from radiodiff_diffusers.training.adapters import AdapterConfig, add_adapter, find_lora_targets
 from radiodiff_diffusers.training.config import (
     EMAConfig,
     GuardConfig,
@@ -34,9 +33,7 @@ from radiodiff_diffusers.training.config import (
     parse_config,
 )
 from radiodiff_diffusers.training.flow import FlowLossConfig, FlowValidation, flow_step
-from radiodiff_diffusers.training.lora_targets import find_lora_targets
 from radiodiff_diffusers.training.people import LatentData, LatentSamples, count_classes, open_latents
-from radiodiff_diffusers.training.preflight import count_parameters
 from radiodiff_diffusers.training.publish import finish_folder, public, push_folder
 from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script, warm_start
 from radiodiff_diffusers.training.run import Run, make_accelerator
@@ -55,10 +52,7 @@ class ModelConfig:
 
 
 @dataclass
-class AdapterConfig:
-    rank: int = option(8, "of the low-rank matrices")
-    alpha: int = option(8, "their product counts with alpha / rank")
-    dropout: float = option(0.0, "before them")
+class UsersAdapterConfig(AdapterConfig):
     targets: list[str] = option(
         ["all", "classes"],
         "attention, feed_forward, all (both and the modulation), classes (the label table), layer names or regular "
@@ -76,7 +70,7 @@ class FlowValidationConfig(ValidationConfig):
 @dataclass
 class DiTConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
-    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    lora: UsersAdapterConfig = field(default_factory=UsersAdapterConfig)
     loss: FlowLossConfig = field(default_factory=FlowLossConfig)
     data: LatentData = field(default_factory=LatentData)
     train: TrainConfig = field(
@@ -112,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     # 1. Data and models
     if is_adapter:
         vae, transformer, scheduler, latents, new_table = open_base(config)
-        add_adapter(transformer, config.lora, accelerator)
+        targets = find_lora_targets(transformer, config.lora.targets, transformer.lora_target_modules)
+        add_adapter(transformer, config.lora, targets, accelerator)
     else:
         if config.model.vae in ("none", None, ""):
             raise ValueError("model.vae: name the tokenizer that the latents in data.source were extracted with")
@@ -195,17 +190,6 @@ def open_base(config: DiTConfig):
         transformer.set_num_classes(classes)
         new_table = f"\npipe.transformer.set_num_classes({classes})"
     return vae, transformer, base.scheduler, latents, new_table
-
-
-def add_adapter(transformer: LightningDiTTransformer2DModel, lora: AdapterConfig, accelerator) -> None:
-    targets = find_lora_targets(transformer, lora.targets, transformer.lora_target_modules)
-    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    transformer.add_adapter(LoraConfig(target_modules=targets, **options))
-    trained, frozen = count_parameters(transformer)
-    accelerator.print(
-        f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model",
-        file=sys.stderr,
-    )
 
 
 def make_transformer(config: DiTConfig, latents) -> LightningDiTTransformer2DModel:

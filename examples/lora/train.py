@@ -7,15 +7,13 @@ The result is an adapter for `pipe.load_lora_weights(folder)`; the base model is
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from peft import LoraConfig
 
 from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline
 from radiodiff_diffusers.lora import adapter_of
 from radiodiff_diffusers.training import losses
+from radiodiff_diffusers.training.adapters import AdapterConfig, add_adapter, find_lora_targets
 from radiodiff_diffusers.training.config import (
     DataConfig,
     EMAConfig,
@@ -28,8 +26,6 @@ from radiodiff_diffusers.training.config import (
 )
 from radiodiff_diffusers.training.data import make_samples
 from radiodiff_diffusers.training.diffusion import DiffusionLossConfig, diffusion_step, predict_maps
-from radiodiff_diffusers.training.lora_targets import find_lora_targets
-from radiodiff_diffusers.training.preflight import count_parameters
 from radiodiff_diffusers.training.publish import finish_folder, public, push_folder
 from radiodiff_diffusers.training.recipe import existing, make_adamw, run_script
 from radiodiff_diffusers.training.run import Run, make_accelerator
@@ -42,10 +38,7 @@ class ModelConfig:
 
 
 @dataclass
-class AdapterConfig:
-    rank: int = option(8, "of the low-rank matrices")
-    alpha: int = option(8, "their product counts with alpha / rank")
-    dropout: float = option(0.0, "before them")
+class MapAdapterConfig(AdapterConfig):
     targets: list[str] = option(
         ["attention", "convolutions"],
         "attention, convolutions, condition_encoder, output, layer names or regular expressions",
@@ -57,7 +50,7 @@ class AdapterConfig:
 @dataclass
 class LoRAConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
-    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    lora: MapAdapterConfig = field(default_factory=MapAdapterConfig)
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     # the base's running statistics are not the adapter's to change
@@ -94,16 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     targets = find_lora_targets(unet, config.lora.targets)
     if config.loss.mean_map == 1.0:  # one step from an empty start has no use for the second decoder
         targets = [name for name in targets if not name.startswith("noise_decoder.")]
-    unet.add_adapter(
-        LoraConfig(
-            r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, target_modules=targets
-        )
-    )
-    trained, frozen = count_parameters(unet)
-    accelerator.print(
-        f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model",
-        file=sys.stderr,
-    )
+    add_adapter(unet, config.lora, targets, accelerator)
 
     instead = config.lora.channels
     if unknown := set(instead) - set(unet.config.condition_channels):

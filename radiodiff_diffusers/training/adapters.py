@@ -1,10 +1,17 @@
-"""Which layers of a model an adapter changes: presets, or names of your own."""
+"""The LoRA adapter that a recipe trains: its size, and which layers of a model it changes: presets, or names of your
+own."""
 
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import dataclass
 
+from accelerate import Accelerator
 from torch import nn
+
+from .config import option
+from .preflight import count_parameters
 
 PRESETS = {
     "attention": r".*\.(to_q|to_k|to_v|to_qkv|to_out\.\d+)",
@@ -13,6 +20,26 @@ PRESETS = {
     "condition_encoder": r"encoder\..*",
     "output": r"(drift|noise)_decoder\.(conv_out|detail\.(conv\d+|skip))",
 }
+
+
+@dataclass
+class AdapterConfig:
+    rank: int = option(8, "of the low-rank matrices")
+    alpha: int = option(8, "their product counts with alpha / rank")
+    dropout: float = option(0.0, "before them")
+
+
+def add_adapter(model: nn.Module, lora: AdapterConfig, targets: list[str], accelerator: Accelerator) -> None:
+    """Put a new adapter into these layers; all else is frozen."""
+    from peft import LoraConfig
+
+    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    model.add_adapter(LoraConfig(target_modules=targets, **options))
+    trained, frozen = count_parameters(model)
+    accelerator.print(
+        f"adapter of {trained:,} parameters in {len(targets)} layers: {trained / frozen:.2%} of the model",
+        file=sys.stderr,
+    )
 
 
 def find_lora_targets(model: nn.Module, wanted: list[str], presets: dict[str, str] = PRESETS) -> list[str]:
