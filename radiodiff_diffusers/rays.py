@@ -17,6 +17,7 @@ GRAZE = 1e-6  # pixels of obstacle that still count as none
 # Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see
 # `_cast_to_border`).
 LARGEST_EXACT_SIDE = 1024
+COARSE_STEP = 2  # pixels
 
 
 def obstructed_metres(scene: Scene) -> np.ndarray:
@@ -47,6 +48,31 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         scene.require_transmitter("a detour channel")
         memory["_detour"] = path_losses(scene, prepared(scene), PathLaws())
     return memory["_detour"]
+
+
+def coarse_detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The same from a search that takes every `COARSE_STEP`-th pixel only: exact in line of sight, read off between
+    in shadow."""
+    from .engines.dominant_paths import PathLaws, path_losses, prepared
+
+    memory = scene._planes
+    if "_coarse_detour" not in memory:
+        scene.require_transmitter("a detour channel")
+        memory["_coarse_detour"] = path_losses(scene, prepared(scene), PathLaws(), step=COARSE_STEP)
+    return memory["_coarse_detour"]
+
+
+def footprint(scene: Scene) -> np.ndarray:
+    """(H, W) where the map has buildings: RadioMapSeer's masks are drawn half a pixel off its maps, and there the
+    outlines that the mask suggests are drawn anew."""
+    from .engines.outlines import known_outlines
+
+    if scene.polygons is not None or scene.raster != "radiomapseer":
+        return scene.buildings
+    memory = scene._planes
+    if "_footprint" not in memory:
+        memory["_footprint"] = rasterize(known_outlines(scene), scene.shape)
+    return memory["_footprint"]
 
 
 def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:

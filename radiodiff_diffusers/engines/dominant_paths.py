@@ -10,7 +10,8 @@ import shapely
 from ..scene import RadioMap, Scene
 from .free_space_gain import loss_at_one_metre
 from .ground import Ground, build_ground, covered_area
-from .outlines import outlines
+from .outlines import known_outlines, outlines
+from .between import fill_between, mark_sight
 from .wavefront import locate, run_front
 
 HALF_CAR = 2.0  # metres
@@ -68,8 +69,7 @@ class _Streets:
 
 def prepare(scene: Scene) -> City:
     """The part of `dominant_path`'s work that all transmitters of a city share: pass it on as `city=`."""
-    polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings, scene.raster_offset)
-    buildings = covered_area(polygons)
+    buildings = covered_area(known_outlines(scene))
     parked = None
     if scene.cars is not None and scene.cars.any():
         obstacles = shapely.union(buildings, covered_area(outlines(scene.cars, scene.raster_offset)))
@@ -111,24 +111,28 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
     return RadioMap(gain.astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
 
 
-def path_losses(scene: Scene, city: City, laws: PathLaws) -> tuple[np.ndarray, np.ndarray]:
+def path_losses(scene: Scene, city: City, laws: PathLaws, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """dB beyond the free-space loss at 1 m on every pixel (infinite in buildings, and where no path leads), and the
-    part of them that is lost in turns."""
-    loss, turned = _losses_in(city.open, scene, laws)
+    part of them that is lost in turns.
+
+    With a `step` above 1 the search takes every so many pixels only, and the others in shadow are read off between
+    them.
+    """
+    loss, turned = _losses_in(city.open, scene, laws, step)
     above = scene.car_height - min(scene.transmitter_height, scene.receiver_height)
     if city.parked is not None and above >= 0:
         # Cars are walls that may be passed over once: a turn up and a turn down, as steep as half a car's length makes
         # them.
         steep = np.degrees(np.arctan2(above, HALF_CAR))
         over = 2.0 * (laws.corner_loss + laws.corner_loss_per_degree * min(steep, laws.largest_turn))
-        round_cars, turned_round = _losses_in(city.parked, scene, laws)
+        round_cars, turned_round = _losses_in(city.parked, scene, laws, step)
         turned = np.where(round_cars <= loss + over, turned_round, turned + over)
         loss = np.minimum(round_cars, loss + over)
         loss[scene.cars & ~scene.buildings] = np.inf
     return loss, np.where(np.isfinite(loss), turned, 0.0)
 
 
-def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws) -> tuple[np.ndarray, np.ndarray]:
+def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tuple[np.ndarray, np.ndarray]:
     x, y, home = free_start(streets, *scene.transmitter)
     rise = scene.building_height - laws.roof_drop - scene.receiver_height
     climb = scene.transmitter_height - scene.receiver_height
@@ -146,7 +150,12 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws) -> tuple[np.ndar
         climb,
         rise,
         np.array(astuple(laws)),
+        step,
     )
+    if step > 1:
+        seen = np.zeros(scene.shape, bool)
+        mark_sight(x, y, home, *ground.mesh, seen)
+        fill_between(loss, turned, seen, obstacle, x, y, scene.metres_per_pixel, climb, laws.sight_exponent, step)
     rows, columns = np.nonzero(ground.on_wall)
     distance = np.hypot(columns - x, rows - y) * scene.metres_per_pixel
     in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))

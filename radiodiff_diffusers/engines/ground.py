@@ -35,14 +35,13 @@ class Ground:
 
 def covered_area(polygons: Iterable[Iterable[np.ndarray]]) -> shapely.Geometry:
     """The ground that polygons cover, whatever their rings' order, direction, overlaps and self-crossings."""
-    parts = []
+    outlines = []
     for rings in polygons:
-        rings = [np.asarray(ring, np.float64) for ring in rings]
-        rings = [ring for ring in rings if len(np.unique(ring, axis=0)) >= 3]
+        rings = [ring for ring in (np.asarray(ring, np.float64) for ring in rings) if len(ring) >= 3]
         if rings:
-            whole = shapely.make_valid(shapely.Polygon(rings[0], rings[1:]))
-            parts += [part for part in shapely.get_parts(whole) if part.geom_type in ("Polygon", "MultiPolygon")]
-    return shapely.union_all(parts) if parts else shapely.Polygon()
+            outlines.append(shapely.Polygon(rings[0], rings[1:]))
+    whole = shapely.get_parts(shapely.make_valid(outlines))
+    return shapely.union_all(whole[shapely.get_dimensions(whole) == 2]) if len(whole) else shapely.Polygon()
 
 
 def build_ground(shape: tuple[int, int], walls: shapely.Geometry) -> Ground:

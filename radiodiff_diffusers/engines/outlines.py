@@ -2,38 +2,198 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import shapely
+from numba import njit
+from scipy.ndimage import label
+
+from ..scene import Scene
 
 TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one pixel is a straight wall
+# For masks whose corners are known to be whole metres: coarse outlines to begin with, finer ones where those fail, and
+# what a corner, a wrong pixel (1) and a squared pixel between wall and staircase cost in the choice among them.
+TOLERANCES = (1.3, 1.1, 0.9, 0.7, 0.5)
+CORNER, SPREAD = 1.0, 0.1
+# A mask pixel counts by the point at its centre; walls that run exactly through one are settled as
+# `geometry.rasterize` does.
+NUDGE = 1e-6
+
+Polygons = tuple[tuple[np.ndarray, ...], ...]
 
 
-def outlines(mask: np.ndarray, raster_offset: tuple[float, float] = (0.0, 0.0)) -> tuple[tuple[np.ndarray, ...], ...]:
+def known_outlines(scene: Scene) -> Polygons:
+    """The outlines of a scene's buildings: its own where it has them, else those its mask suggests. Kept for the
+    scene's channels, which share them."""
+    if scene.polygons is not None:
+        return scene.polygons
+    if "_outlines" not in scene._planes:
+        guess = whole_metre_outlines if scene.raster == "radiomapseer" else outlines
+        scene._planes["_outlines"] = guess(scene.buildings, scene.raster_offset)
+    return scene._planes["_outlines"]
+
+
+def outlines(mask: np.ndarray, raster_offset: tuple[float, float] = (0.0, 0.0)) -> Polygons:
     """The outlines of the True regions of a mask, oblique walls straight again, as `Scene.polygons` has them.
 
     `raster_offset` is the scene's: where in the mask's pixels the map's points lie.
     """
-    rows, starts, ends = _runs(mask)
-    if not len(rows):
-        return ()
-    regions = shapely.union_all(shapely.box(starts - 0.5, rows - 0.5, ends + 0.5, rows + 0.5))
-    # Through the middle of every pixel's border, so that staircases average out to their wall.
-    regions = [
-        [_middles(shapely.get_coordinates(ring)) for ring in shapely.get_rings(region)]
-        for region in shapely.get_parts(shapely.segmentize(regions, 1.0))
-    ]
-    smooth = shapely.simplify([shapely.Polygon(rings[0], rings[1:]) for rings in regions], TOLERANCE)
-    return tuple(
-        tuple(shapely.get_coordinates(ring) - raster_offset for ring in shapely.get_rings(region)) for region in smooth
-    )
+    rings, owners = _staircases(mask)
+    smooth = [shapely.get_coordinates(ring) for ring in _simplified(rings, TOLERANCE)]
+    return _polygons([ring - 0.5 - raster_offset for ring in smooth], owners)
 
 
-def _middles(ring: np.ndarray) -> np.ndarray:
-    return (ring[1:] + ring[:-1]) / 2
+def whole_metre_outlines(mask: np.ndarray, raster_offset: tuple[float, float]) -> Polygons:
+    """The same for masks like RadioMapSeer's, whose outlines have their corners on whole metres, the corners of the
+    mask's pixels: of all such outlines near the mask's own, those with few corners that give this very mask.
+    """
+    rings, owners = _staircases(mask)
+    seeds = [_simplified(rings, tolerance) for tolerance in TOLERANCES]
+    to_map = np.rint(np.add(raster_offset, 0.5))
+    return _polygons([_best_fit(mask, tries) - to_map for tries in zip(*seeds, strict=True)], owners)
 
 
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    _, ends = np.nonzero(edges == -1)
-    return rows, starts, ends - 1
+def _best_fit(mask: np.ndarray, tries: tuple[shapely.Geometry, ...]) -> np.ndarray:
+    """The cheapest outline that one of the simplified ones leads to when its corners are moved to whole pixels."""
+    best, least, seen = np.empty((0, 2)), np.inf, 0
+    for polygon in tries:
+        seed = shapely.get_coordinates(polygon)[:-1]
+        if len(seed) == seen or len(seed) < 3:
+            continue
+        seen = len(seed)
+        if CORNER * seen >= least:
+            break
+        ring, cost = _snap(mask, seed)
+        if cost + CORNER * seen < least:
+            best, least = ring, cost + CORNER * seen
+    return np.vstack([best, best[:1]]).astype(np.float64)
+
+
+def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+    """The borders of a mask's regions along the sides of its pixels, which span whole numbers here, each with the
+    region it belongs to. Of a region the outside comes first, then its holes."""
+    regions, _ = label(mask)
+    x, y, starts = _trace(mask)
+    rings = [np.column_stack((x[a:b], y[a:b])) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return rings, [int(regions[ring[0, 1], ring[0, 0]]) for ring in rings]
+
+
+def _simplified(rings: list[np.ndarray], tolerance: float) -> np.ndarray:
+    """Polygons through the middle of every pixel's side, so that staircases average out to their wall, simplified.
+
+    Where a ring begins it keeps a corner, and near its middle, along a wall, that is one the wall can lie on."""
+    middles = [(ring + np.roll(ring, -1, axis=0)) / 2 for ring in rings]
+    middles = [np.roll(m, -int(np.square(m - m.mean(0)).sum(1).argmin()), axis=0) for m in middles]
+    return shapely.simplify(np.array([shapely.Polygon(ring) for ring in middles], object), tolerance)
+
+
+def _polygons(rings: list[np.ndarray], owners: list[int]) -> Polygons:
+    found: dict[int, list[np.ndarray]] = {}
+    for ring, owner in zip(rings, owners, strict=True):
+        if len(ring) > 3:
+            found.setdefault(owner, []).append(ring)
+    return tuple(tuple(parts) for parts in found.values())
+
+
+@njit(cache=True, nogil=True)
+def _trace(mask: np.ndarray):
+    """Corners of all borders, and where in them each begins. The covered side is on the right of the way (y down), and
+    pixels that touch by a corner only are apart."""
+    height, width = mask.shape
+    inside = np.zeros((height + 2, width + 2), np.bool_)
+    inside[1:-1, 1:-1] = mask
+    walked = np.zeros((height + 2, width + 2), np.bool_)  # upper sides
+    xs, ys = [0], [0]
+    xs.pop(), ys.pop()
+    starts = [0]
+    for row in range(1, height + 1):
+        for column in range(1, width + 1):
+            if not inside[row, column] or inside[row - 1, column] or walked[row, column]:
+                continue
+            x, y, dx, dy = column, row, 1, 0
+            while dx != 1 or not walked[y, x]:
+                if dx == 1:
+                    walked[y, x] = True
+                xs.append(x - 1)
+                ys.append(y - 1)
+                x, y = x + dx, y + dy
+                # the pixels ahead, on the right and on the left
+                ahead_y, ahead_x = y + (dy - 1) // 2, x + (dx - 1) // 2
+                if dx != 0:
+                    right_y, left_y = (y, y - 1) if dx > 0 else (y - 1, y)
+                    right, left = inside[right_y, ahead_x], inside[left_y, ahead_x]
+                else:
+                    right_x, left_x = (x - 1, x) if dy > 0 else (x, x - 1)
+                    right, left = inside[ahead_y, right_x], inside[ahead_y, left_x]
+                if not right:
+                    dx, dy = -dy, dx
+                elif left:
+                    dx, dy = dy, -dx
+            starts.append(len(xs))
+    return np.array(xs), np.array(ys), np.array(starts)
+
+
+@njit(cache=True, nogil=True)
+def _snap(mask: np.ndarray, seed: np.ndarray):
+    """Every corner on the best of the nine whole pixels round it, all at once (a Viterbi search round the ring); the
+    ring and its cost."""
+    corners, choices = len(seed), 9
+    place = np.empty((corners, choices, 2), np.int64)
+    for i in range(corners):
+        for k in range(choices):
+            place[i, k, 0] = int(math.floor(seed[i, 0] + 0.5)) + k // 3 - 1
+            place[i, k, 1] = int(math.floor(seed[i, 1] + 0.5)) + k % 3 - 1
+    cost = np.empty((corners, choices, choices))
+    for i in range(corners):
+        following = place[(i + 1) % corners]
+        for a in range(choices):
+            for b in range(choices):
+                cost[i, a, b] = _wall_cost(mask, place[i, a, 0], place[i, a, 1], following[b, 0], following[b, 1])
+
+    total, chosen = np.inf, np.zeros(corners, np.int64)
+    value, before = np.empty((corners + 1, choices)), np.zeros((corners + 1, choices), np.int64)
+    for first in range(choices):
+        value[0] = np.inf
+        value[0, first] = 0.0
+        for i in range(corners):
+            for b in range(choices):
+                value[i + 1, b] = np.inf
+                for a in range(choices):
+                    way = value[i, a] + cost[i, a, b]
+                    if way < value[i + 1, b]:
+                        value[i + 1, b], before[i + 1, b] = way, a
+        if value[corners, first] < total:
+            total = value[corners, first]
+            k = first
+            for i in range(corners, 0, -1):
+                k = before[i, k]
+                chosen[i - 1] = k
+    ring = np.empty((corners, 2), np.int64)
+    for i in range(corners):
+        ring[i] = place[i, chosen[i]]
+    return ring, total
+
+
+@njit(cache=True, nogil=True)
+def _wall_cost(mask: np.ndarray, ax: int, ay: int, bx: int, by: int) -> float:
+    """How many of the two pixels on either side of a wall the mask has on the wrong side, and how far the wall is off
+    the staircase."""
+    if ax == bx and ay == by:
+        return 1e3
+    dx, dy = bx - ax, by - ay
+    flat = abs(dx) >= abs(dy)
+    run, rise, start, level = (dx, dy, ax, ay) if flat else (dy, dx, ay, ax)
+    # the covered side is on the right: below a wall that runs right, left of one that runs down
+    far_side_covered = (run > 0) == flat
+    height, width = mask.shape
+    along, across = (width, height) if flat else (height, width)
+    wrong, spread = 0.0, 0.0
+    for k in range(max(min(start, start + run), 0), min(max(start, start + run), along)):
+        crossing = level + (k + 0.5 - start) * rise / run + NUDGE
+        beyond = int(math.ceil(crossing - 0.5))  # the first pixel whose centre lies beyond the wall
+        spread += (crossing - beyond) ** 2
+        for j in range(beyond - 2, beyond + 2):
+            if 0 <= j < across and (mask[j, k] if flat else mask[k, j]) != ((j >= beyond) == far_side_covered):
+                wrong += 1.0
+    return wrong + SPREAD * spread

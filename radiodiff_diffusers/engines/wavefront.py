@@ -130,12 +130,13 @@ def turn_loss(ax, ay, az, bx, by, bz, laws):
 
 
 @njit(**OPTIONS)
-def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws):
+def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws, step):
     """Loss in dB beyond 1 m on every free pixel, and the part of it that is lost in turns; infinite and 0 on
     obstacles and where no way leads.
 
     `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the
-    receivers, `climb` how high the transmitter is above them.
+    receivers, `climb` how high the transmitter is above them. With a `step` above 1 the front takes every so many
+    pixels only, and all others stay infinite; ways still turn at any pixel.
     """
     height, width = obstacle.shape
     n = height * width
@@ -150,9 +151,9 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
 
     front = [(0.0, 0)]
     front.pop()
-    row, column = int(np.floor(y + 0.5)), int(np.floor(x + 0.5))
-    for r in range(max(row - 1, 0), min(row + 2, height)):
-        for c in range(max(column - 1, 0), min(column + 2, width)):
+    row, column = int(np.floor(y / step + 0.5)) * step, int(np.floor(x / step + 0.5)) * step
+    for r in range(max(row - step, 0), min(row + step + 1, height), step):
+        for c in range(max(column - step, 0), min(column + step + 1, width), step):
             if obstacle[r, c] == 0:
                 end, _, _ = walk(float(c), float(r), triangle_of_pixel[r, c], x, y, points, triangles, neighbours)
                 if end >= 0:
@@ -181,7 +182,7 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
 
         for dr in range(-1, 2):
             for dc in range(-1, 2):
-                r2, c2 = r + dr, c + dc
+                r2, c2 = r + dr * step, c + dc * step
                 if r2 < 0 or c2 < 0 or r2 >= height or c2 >= width or obstacle[r2, c2] == 2:
                     continue
                 q = r2 * width + c2
@@ -212,22 +213,43 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
                 elif to_roof:
                     start = home if s == TRANSMITTER else triangle_of_pixel[s // width, s % width]
                     end, wx, wy = walk(sx, sy, start, float(c2), float(r2), points, triangles, neighbours)
-                    seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE
+                    seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE * step
                 else:
                     end, wx, wy = walk(
                         float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours
                     )
-                    seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE)
+                    seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE * step)
                 if not seen:
-                    if arrive_x[p] == 0.0 and arrive_y[p] == 0.0:
+                    s, sx, sy, sz, length_s, turned_s = p, c, r, (rise if on_roof else 0.0), length[p], turned[p]
+                    ax, ay, az = arrive_x[p], arrive_y[p], arrive_z[p]
+                    # between the front's pixels: the last one on the way from p that t sees (on the ground)
+                    for k in range(1, 1 if on_roof else step):
+                        r3, c3 = r + k * dr, c + k * dc
+                        m = r3 * width + c3
+                        if obstacle[r3, c3] != 0 or (settled[m] and turning_point[m] != t):
+                            break
+                        end, wx, wy = walk(
+                            float(c3), float(r3), triangle_of_pixel[r3, c3], tx, ty, points, triangles, neighbours
+                        )
+                        if end < 0 and not (t_on_roof and np.hypot(wx - tx, wy - ty) <= EDGE * step):
+                            break
+                        s, sx, sy = m, c3, r3
+                    if s != p:
+                        ax, ay, az = (sx - tx) * metres, (sy - ty) * metres, sz - tz
+                        length_s, turned_s = length_t + np.sqrt(ax * ax + ay * ay + az * az), turned_t
+                        if t != TRANSMITTER:
+                            turned_s += turn_loss(arrive_x[t], arrive_y[t], arrive_z[t], ax, ay, az, laws)
+                    if ax == 0.0 and ay == 0.0:
                         continue
-                    s = p
-                    dx, dy, dz = dc * metres, dr * metres, qz - (rise if on_roof else 0.0)
-                    far = length[p] + np.sqrt(dx * dx + dy * dy + dz * dz)
-                    here = shadow * np.log10(max(far, 1.0)) + turned[p]
-                    here += turn_loss(arrive_x[p], arrive_y[p], arrive_z[p], dx, dy, dz, laws)
+                    dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
+                    far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
+                    here = shadow * np.log10(max(far, 1.0)) + turned_s
+                    here += turn_loss(ax, ay, az, dx, dy, dz, laws)
                     if here >= loss[q]:
                         continue
+                    if s != p:
+                        settled[s], turning_point[s], length[s], turned[s] = True, t, length_s, turned_s
+                        arrive_x[s], arrive_y[s], arrive_z[s] = ax, ay, az
                 loss[q], turning_point[q] = here, s
                 heapq.heappush(front, (here, q))
 

@@ -1,0 +1,93 @@
+"""From a search that takes every few pixels to all pixels: exact in line of sight, read off between elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def mark_sight(x, y, home, points, triangles, neighbours, seen):
+    """Mark in `seen` the pixels in line of sight of (x, y) in triangle `home`.
+
+    A cone of sight runs through each of the triangle's sides into the next triangle, where the far corner splits it,
+    and so on until walls have taken all of it; what a cone covers of a triangle is seen.
+    """
+    stack = [(home, -1, 0.0, 0.0, 0.0, 0.0)]
+    while len(stack) > 0:
+        t, entered, low_x, low_y, high_x, high_y = stack.pop()
+        _mark(x, y, points, triangles[t], entered >= 0, low_x, low_y, high_x, high_y, seen)
+        for side in range(3):
+            following = neighbours[t, side]
+            if following < 0 or side == entered:
+                continue
+            a, b = points[triangles[t, side]], points[triangles[t, (side + 1) % 3]]
+            lx, ly, hx, hy = a[0] - x, a[1] - y, b[0] - x, b[1] - y
+            if entered >= 0:  # the part of this side that the cone meets
+                if lx * low_y - ly * low_x > 0.0:
+                    lx, ly = low_x, low_y
+                if hx * high_y - hy * high_x < 0.0:
+                    hx, hy = high_x, high_y
+            if lx * hy - ly * hx <= 0.0:
+                continue
+            for back in range(3):
+                if neighbours[following, back] == t:
+                    stack.append((following, back, lx, ly, hx, hy))
+
+
+@njit(cache=True, nogil=True)
+def _mark(x, y, points, corners, bounded, low_x, low_y, high_x, high_y, seen):
+    height, width = seen.shape
+    ys = (points[corners[0], 1], points[corners[1], 1], points[corners[2], 1])
+    for row in range(max(int(np.ceil(min(ys))), 0), min(int(np.floor(max(ys))), height - 1) + 1):
+        left, right = np.inf, -np.inf
+        for i in range(3):
+            ax, ay = points[corners[i], 0], points[corners[i], 1]
+            bx, by = points[corners[(i + 1) % 3], 0], points[corners[(i + 1) % 3], 1]
+            if min(ay, by) > row or max(ay, by) < row:
+                continue
+            if ay == by:
+                left, right = min(left, ax, bx), max(right, ax, bx)
+            else:
+                at = ax + (row - ay) / (by - ay) * (bx - ax)
+                left, right = min(left, at), max(right, at)
+        if left > right:
+            continue
+        dy = row - y
+        for column in range(max(int(np.ceil(left)), 0), min(int(np.floor(right)), width - 1) + 1):
+            dx = column - x
+            if not bounded or (low_x * dy - low_y * dx >= 0.0 and dx * high_y - dy * high_x >= 0.0):
+                seen[row, column] = True
+
+
+@njit(cache=True, nogil=True)
+def fill_between(loss, turned, seen, obstacle, x, y, metres, climb, sight_exponent, step):
+    """Complete, in place, what a search of every `step`-th pixel found: pixels in `seen` by the law of line of sight,
+    the rest of the free ground as a mean of the searched pixels round it, those in shadow if there are any."""
+    height, width = loss.shape
+    for row in range(height):
+        top = row // step * step
+        for column in range(width):
+            if obstacle[row, column] != 0:
+                loss[row, column], turned[row, column] = np.inf, 0.0
+                continue
+            if seen[row, column]:
+                far = np.sqrt(((column - x) ** 2 + (row - y) ** 2) * metres * metres + climb * climb)
+                loss[row, column], turned[row, column] = 10.0 * sight_exponent * np.log10(max(far, 1.0)), 0.0
+                continue
+            first = column // step * step
+            if row == top and column == first and loss[row, column] < np.inf:
+                continue
+            total, of_loss, of_turn = 0.0, 0.0, 0.0
+            for wider, only_shadow in ((0, True), (0, False), (step, False)):
+                for r in range(max(top - wider, 0), min(top + step + wider + 1, height), step):
+                    for c in range(max(first - wider, 0), min(first + step + wider + 1, width), step):
+                        if obstacle[r, c] == 0 and loss[r, c] < np.inf and not (only_shadow and seen[r, c]):
+                            weight = max(1.001 - abs(row - r) / step, 0.001) * max(1.001 - abs(column - c) / step, 0.001)
+                            total += weight
+                            of_loss += weight * loss[r, c]
+                            of_turn += weight * turned[r, c]
+                if total > 0.0:
+                    break
+            loss[row, column] = of_loss / total if total > 0.0 else np.inf
+            turned[row, column] = of_turn / total if total > 0.0 else 0.0
