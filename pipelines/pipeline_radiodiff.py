@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 from radiodiff_diffusers.channels import check_channels, condition_planes
 from radiodiff_diffusers.lora import LoraLoaderMixin
 from radiodiff_diffusers.memory import return_free_memory, reuse_activations
+from radiodiff_diffusers.models.mean_map import MeanMapModel
 from radiodiff_diffusers.models.radiodiff_unet import RadioDiffUNet2DModel
 from radiodiff_diffusers.saving import SavedPipelineMixin
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
@@ -85,13 +86,17 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         wall_jitter (`float`, defaults to 0): A mask shows walls to a pixel. Where several maps of a scene without
             outlines are asked, each sees the walls moved by up to this many pixels, so that their spread tells what
             the picture leaves open.
+        mean_model ([`MeanMapModel`], *optional*): Gives that mean map of a scene in the U-Net's place, in a fraction
+            of the time. An adapter of the U-Net, noise to start from, or ready condition planes keep to the U-Net.
     """
 
-    model_cpu_offload_seq = "unet->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "mean_model->unet->vae"
+    _optional_components = ["vae", "mean_model"]
     _callback_tensor_inputs = ["latents"]
     _lora_loadable_modules = ["unet"]
     unet_name = "unet"
+    _light = False  # whether the mean model runs in the U-Net's place
+    _set_aside: MeanMapModel | None = None  # while adapters are fused into the U-Net
 
     def __init__(
         self,
@@ -102,13 +107,16 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         gain_scale: str = "radiomapseer",
         mean_map: bool = False,
         wall_jitter: float = 0.0,
+        mean_model: MeanMapModel | None = None,
     ):
         super().__init__()
         if gain_scale not in GAIN_SCALES:
             raise ValueError(f"gain_scale is {gain_scale!r}: expected one of {', '.join(GAIN_SCALES)}")
         if unet is not None:
             check_channels(unet.config.condition_channels)
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        if mean_model is not None:
+            check_channels(mean_model.config.condition_channels)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, mean_model=mean_model)
         self.register_to_config(
             num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map, wall_jitter=wall_jitter
         )
@@ -193,12 +201,14 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             raise ValueError("no scene was given: pass a Scene, a list of scenes, or a condition tensor")
         return scenes
 
-    def prepare_conditions(self, scene: Scene | list[Scene] | torch.Tensor) -> list[torch.Tensor]:
-        """Each scene's condition planes, `(channels, height, width)`."""
+    def prepare_conditions(
+        self, scene: Scene | list[Scene] | torch.Tensor, channels: list[str] | None = None
+    ) -> list[torch.Tensor]:
+        """Each scene's condition planes, `(channels, height, width)`; those of the U-Net where none are named."""
         given = self._listed(scene)
         if isinstance(given[0], torch.Tensor):
             return given
-        channels = self.condition_channels
+        channels = channels or self.condition_channels
         with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
             return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
 
@@ -226,9 +236,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             counts.append(num_maps)
         return views, own, counts
 
-    def _spread(self, scene, views: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
-        """Samples round the mean of a scene's maps: each lies as many deviations off as it draws, the same everywhere.
-        Together they draw none, so that their mean is the maps' own.
+    def _spread(self, scene, gain: torch.Tensor, error: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
+        """Samples round the mean of a scene's maps, `gain`: each lies as many deviations off as it draws, the same
+        everywhere. Together they draw none, so that their mean is the maps' own.
 
         The deviation is the error that the model expects, half of the interval that holds 95 %. Where walls were
         moved, their effect is a second estimate of it, and the geometric mean of both tells better where errors are.
@@ -236,13 +246,25 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         device = "cpu" if generator is None else generator.device
         draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
         draws = (draws - draws.mean()) / draws.std()
-        gain, error = views[:, :1], views[:, 1:].mean(0) * HALF_OF_95_PERCENT
+        error = error.mean(0) * HALF_OF_95_PERCENT
         if len(gain) > 1:
             variance = gain.var(0).numpy()
-            variance[:, scene.buildings] = 0  # what the network says in there must not leak out
+            variance[:, scene.footprint] = 0  # what the network says in there must not leak out
             variance = gaussian_filter(variance, (0, SMOOTHED, SMOOTHED))
             error = (error * WALLS_WEIGHT * (torch.from_numpy(variance).sqrt() + STANDING_STILL)).sqrt()
         return (gain.mean(0) + draws * error).clamp(-1, 1)
+
+    def fuse_lora(self, *args, **kwargs):
+        """Add the active adapters to the U-Net's weights; the mean model knows nothing of them and is set aside."""
+        super().fuse_lora(*args, **kwargs)
+        self._set_aside = self._set_aside or self.mean_model
+        self.register_modules(mean_model=None)
+
+    def unfuse_lora(self, *args, **kwargs):
+        """Undo `fuse_lora`."""
+        super().unfuse_lora(*args, **kwargs)
+        self.register_modules(mean_model=self._set_aside or self.mean_model)
+        self._set_aside = None
 
     def prepare_latents(self, shape, generators, num_maps, device, latents=None) -> torch.Tensor:
         """The noise to start from, float32; `latents` as given if they fit."""
@@ -258,6 +280,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     ) -> torch.Tensor:
         """All steps for one batch (of whole maps or of tiles): its final samples, and their errors where wanted."""
         condition = condition.to(latents.device)  # in float32: the model rounds where it can afford to
+        if self._light:
+            progress.update()
+            return self.mean_model(condition)
         features = self.unet.encode_condition(condition)
         if num_maps > 1:
             features = features.repeat_interleave(num_maps)
@@ -347,32 +372,43 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         # samples are drawn from noise, but those of an error map after the map, and moved walls make their own
         walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
         draws = 1 if self._error_wanted or walls_move else num_maps
-        conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
         device = self._execution_device
         self._interrupt = False
         self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
+        self._light = one_step and draws == 1 and self._has_light_way(given[0], callback_on_step_end)
+        passes = [(views, generators)]
+        if self._light and self._error_wanted:  # the mean model gives the maps, the U-Net how wrong they may be
+            passes.append((given, own))
 
         # 2. Scenes of one size share batches; a map too large for one piece goes alone, in tiles
-        batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
-        results: list[torch.Tensor | None] = [None] * len(conditions)
-        with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
-            for rows, tiles in batches:
-                final = self._run_batch(
-                    torch.stack([conditions[row] for row in rows]),
-                    [generators[row] for row in rows],
-                    None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
-                    draws, tiles, device, output_type == "latent", progress, callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                )  # fmt: skip
-                for row, result in zip(rows, final.split(draws), strict=True):
-                    results[row] = result
+        finals = []
+        for scenes, random in passes:
+            channels = self.mean_model.config.condition_channels if self._light else None
+            planes = isinstance(scenes[0], torch.Tensor)
+            conditions = scenes if planes else self.prepare_conditions(scenes, channels)
+            batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
+            results: list[torch.Tensor | None] = [None] * len(conditions)
+            with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
+                for rows, tiles in batches:
+                    final = self._run_batch(
+                        torch.stack([conditions[row] for row in rows]),
+                        [random[row] for row in rows],
+                        None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
+                        draws, tiles, device, output_type == "latent", progress, callback_on_step_end,
+                        callback_on_step_end_tensor_inputs,
+                    )  # fmt: skip
+                    for row, result in zip(rows, final.split(draws), strict=True):
+                        results[row] = result
+            finals.append(results)
+            self._light = False
         samples = [
-            torch.cat(results[end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
+            torch.cat(finals[0][end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
         ]
         if self._error_wanted:
-            spread = zip(given, samples, own, strict=True)
-            samples = [self._spread(scene, views, num_maps, random) for scene, views, random in spread]
+            errors = [(finals[1][i] if len(finals) > 1 else one)[:, 1:] for i, one in enumerate(samples)]
+            spread = zip(given, samples, errors, own, strict=True)
+            samples = [self._spread(scene, one[:, :1], error, num_maps, rng) for scene, one, error, rng in spread]
         samples = [one.expand(num_maps, -1, -1, -1) for one in samples]  # where one map is all of them
 
         # 3. From the network's [-1, 1] to dB and pictures
@@ -383,6 +419,12 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         else:
             output = self._finish(samples, given, output_type)
         return output if return_dict else output.to_tuple()
+
+    def _has_light_way(self, first, callback) -> bool:
+        """Whether the mean model can stand in for the U-Net: it knows scenes, and nothing of adapters and steps."""
+        if self.mean_model is None or callback is not None or not isinstance(first, Scene):
+            return False
+        return not self.active_adapters
 
     def _tile_side(self, height: int, width: int, tile_size: int | None) -> int | None:
         """The side of the tiles for a map of this size; `None` where it goes through in one piece."""
@@ -430,7 +472,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return drawn[step]
 
         pad = 1 if keep_latents else factor
-        channels = (shape[0] if keep_latents else 1) + self._error_wanted
+        channels = (shape[0] if keep_latents else 1) + (self._error_wanted and not self._light)
         total = torch.zeros(len(latents), channels, shape[1] * pad, shape[2] * pad)
         weights = torch.zeros(shape[1] * pad, shape[2] * pad)
         for tile in tiles:
@@ -466,7 +508,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         for result, scene in zip(results, given, strict=True):
             gain = self.gain_scale.from_unit(result[:, 0].numpy())
             if isinstance(scene, Scene):
-                gain[:, scene.buildings] = self.gain_scale.floor_db
+                gain[:, scene.footprint] = self.gain_scale.floor_db
             samples.append(gain)
             several = len(gain) > 1
             maps.append(
@@ -491,10 +533,16 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
 
 def _with_walls_moved(scene: Scene, shift: list[float]) -> Scene:
+    """The scene with the outlines that its mask suggests shifted; of one whose outlines are known, its cars."""
     if scene._cut_from is not None:
         whole, left, top = scene._cut_from
         height, width = scene.shape
         return _with_walls_moved(whole, shift).crop(left, top, width, height)
+    if scene.polygons is None:
+        from radiodiff_diffusers.engines.outlines import known_outlines
+
+        moved = tuple(tuple(ring + shift for ring in rings) for rings in known_outlines(scene))
+        return scene.replace(polygons=moved, buildings=scene.footprint)
     offset = np.clip(np.add(scene.raster_offset, shift), -0.499, 0.499)
     return scene.replace(raster_offset=tuple(offset.tolist()))
 

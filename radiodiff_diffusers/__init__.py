@@ -33,6 +33,7 @@ _HOMES = {
     "RadioDiffPipeline": ".pipelines.pipeline_radiodiff",
     "RadioDiffPipelineOutput": ".pipelines.pipeline_radiodiff",
     "RadioDiffUNet2DModel": ".models.radiodiff_unet",
+    "MeanMapModel": ".models.mean_map",
     "DualAutoencoderKL": ".models.dual_autoencoder",
     "ConstSDEScheduler": ".schedulers.scheduling_const_sde",
     "LightningDiTPipeline": ".pipelines.pipeline_lightningdit",

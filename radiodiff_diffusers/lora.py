@@ -30,12 +30,19 @@ class LoraLoaderMixin(LoraBaseMixin):
     _base_channels: list[str] | None = None  # while an adapter that sees others is fused
 
     @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that change what the model says now."""
+        model = getattr(self, self._lora_loadable_modules[0])
+        active = model.active_adapters() if getattr(model, "peft_config", None) else []
+        return [] if _adapters_are_off(model) else active
+
+    @property
     def condition_channels(self) -> list[str]:
         """What the model sees of a scene: the channels of its configuration, or those that the active adapter was
         trained with in their place."""
         model = getattr(self, self._lora_loadable_modules[0])
-        active = model.active_adapters() if getattr(model, "peft_config", None) else []
-        if not active or _adapters_are_off(model):
+        active = self.active_adapters
+        if not active:
             return list(model.config.condition_channels)
         wanted = {tuple(self._adapter_channels.get(name) or model.config.condition_channels) for name in active}
         if len(wanted) > 1:

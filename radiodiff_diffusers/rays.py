@@ -62,19 +62,6 @@ def coarse_detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return memory["_coarse_detour"]
 
 
-def footprint(scene: Scene) -> np.ndarray:
-    """(H, W) where the map has buildings: RadioMapSeer's masks are drawn half a pixel off its maps, and there the
-    outlines that the mask suggests are drawn anew."""
-    from .engines.outlines import known_outlines
-
-    if scene.polygons is not None or scene.raster != "radiomapseer":
-        return scene.buildings
-    memory = scene._planes
-    if "_footprint" not in memory:
-        memory["_footprint"] = rasterize(known_outlines(scene), scene.shape)
-    return memory["_footprint"]
-
-
 def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:
     """The raster that rays run through, and where in its pixels the map's points lie.
 

@@ -20,6 +20,7 @@ _CLASSES = {
     f"{LIBRARY}.pipelines.pipeline_radiodiff": "RadioDiffPipeline",
     f"{LIBRARY}.pipelines.pipeline_lightningdit": "LightningDiTPipeline",
     f"{LIBRARY}.models.radiodiff_unet": "RadioDiffUNet2DModel",
+    f"{LIBRARY}.models.mean_map": "MeanMapModel",
     f"{LIBRARY}.models.lightning_dit": "LightningDiTTransformer2DModel",
     f"{LIBRARY}.models.dual_autoencoder": "DualAutoencoderKL",
     f"{LIBRARY}.schedulers.scheduling_const_sde": "ConstSDEScheduler",

@@ -257,6 +257,16 @@ class Scene:
         return self.buildings.shape
 
     @property
+    def footprint(self) -> np.ndarray:
+        """`(H, W)` where the map has buildings. A mask of RadioMapSeer's is half a pixel off its map: there the
+        outlines that it suggests are drawn anew."""
+        if self.polygons is not None or self.raster != "radiomapseer":
+            return self.buildings
+        from .engines.outlines import footprint
+
+        return footprint(self)
+
+    @property
     def obstacles(self) -> np.ndarray:
         """Buildings and cars; the transmitter's own pixel is always free."""
         blocked = self.buildings if self.cars is None else self.buildings | self.cars

@@ -49,7 +49,7 @@ def list_maps(folder: Path, simulation: str) -> list[tuple[str, str, int, int]]:
 
 
 def compute(job: tuple[str, str, int, int], channels: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Channels (float16), map (gray), and the mask the channels were made from, of one simulated map.
+    """Channels (float16), map (gray), and where the scene shows buildings, of one simulated map.
 
     A third of the maps see the buildings as RadioMapSeer's masks draw them (and know that it is half a pixel off), a
     third by their outlines, and a third as a mask at the pixels' centres.
@@ -67,33 +67,33 @@ def compute(job: tuple[str, str, int, int], channels: list[str]) -> tuple[np.nda
         rings = json.loads((root / f"polygon/buildings_complete/{map_id}.json").read_text())
         outlines = tuple((np.asarray(ring, float) * (1, -1) + (-1, len(gray)),) for ring in rings)
         scene = Scene(rasterize(outlines, gray.shape), transmitter, polygons=outlines if view == 1 else None)
-    return condition_planes(scene, channels).astype(np.float16), gray, scene.buildings
+    return condition_planes(scene, channels).astype(np.float16), gray, scene.footprint
 
 
-def prepare(folders: list[Path], workers: int, simulation: str, channels: list[str]) -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
+def prepare(folders: list[Path], workers: int, simulation: str, channels: list[str], cache: Path = CACHE) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         jobs = list_maps(folder, simulation)
         size = read_image(folder / f"gain/{simulation}/0_0.png").shape
         planes = np.lib.format.open_memmap(
-            CACHE / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(channels), *size)
+            cache / f"{folder.name}_planes.npy", "w+", np.float16, (len(jobs), len(channels), *size)
         )
-        maps = np.lib.format.open_memmap(CACHE / f"{folder.name}_maps.npy", "w+", np.uint8, (len(jobs), *size))
-        free = np.lib.format.open_memmap(CACHE / f"{folder.name}_free.npy", "w+", np.bool_, (len(jobs), *size))
+        maps = np.lib.format.open_memmap(cache / f"{folder.name}_maps.npy", "w+", np.uint8, (len(jobs), *size))
+        free = np.lib.format.open_memmap(cache / f"{folder.name}_free.npy", "w+", np.bool_, (len(jobs), *size))
         with ProcessPoolExecutor(workers) as pool:
             for i, (plane, gray, mask) in enumerate(pool.map(partial(compute, channels=channels), jobs, chunksize=16)):
                 # a dominant path reaches every free pixel, rays do not: no signal is then what is to be known
                 planes[i], maps[i], free[i] = plane, gray, ~mask & ((gray > 0) | (simulation != "DPM"))
-        (CACHE / f"{folder.name}.json").write_text(json.dumps(jobs))
+        (cache / f"{folder.name}.json").write_text(json.dumps(jobs))
         print(f"{folder}: {len(jobs)} maps", flush=True)
 
 
 class Maps:
     """Prepared maps of several folders as one list; `batch` gives tensors, turned one of the eight ways."""
 
-    def __init__(self, names: list[str], part: slice = slice(None)):
+    def __init__(self, names: list[str], part: slice = slice(None), cache: Path = CACHE):
         self.parts = [
-            [np.load(CACHE / f"{n}_{kind}.npy", mmap_mode="r") for kind in ("planes", "maps", "free")] for n in names
+            [np.load(cache / f"{n}_{kind}.npy", mmap_mode="r") for kind in ("planes", "maps", "free")] for n in names
         ]
         self.index = [(k, i) for k, (planes, _, _) in enumerate(self.parts) for i in range(len(planes))[part]]
 
@@ -125,11 +125,11 @@ class Maps:
         return planes.float(), maps[:, None].float() / 127.5 - 1, free[:, None].float()
 
 
-def teaching_maps(sets: list[str]) -> Maps:
+def teaching_maps(sets: list[str], cache: Path = CACHE) -> Maps:
     """The maps of some sets without the made-up cities that are held out."""
-    data = Maps(sets)
+    data = Maps(sets, cache=cache)
     if "made_up" in sets:
-        part, taught = sets.index("made_up"), len(Maps(["made_up"])) - 2 * HELD_OUT_MADE_UP
+        part, taught = sets.index("made_up"), len(Maps(["made_up"], cache=cache)) - 2 * HELD_OUT_MADE_UP
         data.index = [(k, i) for k, i in data.index if k != part or i < taught]
     return data
 
@@ -161,8 +161,13 @@ def start_from_physics(model: RadioDiffUNet2DModel) -> None:
         head.skip.bias.fill_(-math.sqrt(2) * offset)
 
 
+def half_precision() -> torch.autocast:
+    """bfloat16 on processors that are faster with it than in float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
 def predict(model, noised, t, planes) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         drift, noise = model(noised, t, planes).sample.float().chunk(2, dim=1)
     return drift, noise
 
@@ -313,7 +318,7 @@ def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr
         if rng.random() < 0.2:
             loss = denoising_loss(model, scheduler, planes, maps, free, generator)
         else:
-            with torch.autocast("cpu", torch.bfloat16):
+            with half_precision():
                 output = model(torch.zeros_like(maps), torch.ones(batch), planes, return_error=True)
             drift, scale = output.sample.float()[:, :1], output.error.float().clamp_min(2e-3)  # 0.1 dB
             wrong = -drift.clamp(-1, 1) - maps
@@ -371,6 +376,7 @@ def main() -> None:
     command.add_argument("--workers", type=int, default=os.cpu_count())
     command.add_argument("--simulation", default="DPM", help="folder under gain/")
     command.add_argument("--channels", nargs="+", default=CHANNELS)
+    command.add_argument("--cache", type=Path, default=CACHE, help="where to leave them")
     command = commands.add_parser("train")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
@@ -398,7 +404,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=1)
     args = parser.parse_args()
     if args.command == "prepare":
-        prepare(args.data, args.workers, args.simulation, args.channels)
+        prepare(args.data, args.workers, args.simulation, args.channels, args.cache)
     elif args.command == "train":
         train(
             args.out,

@@ -83,7 +83,9 @@ def fill_between(loss, turned, seen, obstacle, x, y, metres, climb, sight_expone
                 for r in range(max(top - wider, 0), min(top + step + wider + 1, height), step):
                     for c in range(max(first - wider, 0), min(first + step + wider + 1, width), step):
                         if obstacle[r, c] == 0 and loss[r, c] < np.inf and not (only_shadow and seen[r, c]):
-                            weight = max(1.001 - abs(row - r) / step, 0.001) * max(1.001 - abs(column - c) / step, 0.001)
+                            weight = max(1.001 - abs(row - r) / step, 0.001) * max(
+                                1.001 - abs(column - c) / step, 0.001
+                            )
                             total += weight
                             of_loss += weight * loss[r, c]
                             of_turn += weight * turned[r, c]

@@ -8,10 +8,10 @@ import numpy as np
 import shapely
 
 from ..scene import RadioMap, Scene
+from .between import fill_between, mark_sight
 from .free_space_gain import loss_at_one_metre
 from .ground import Ground, build_ground, covered_area
 from .outlines import known_outlines, outlines
-from .between import fill_between, mark_sight
 from .wavefront import locate, run_front
 
 HALF_CAR = 2.0  # metres
@@ -69,12 +69,12 @@ class _Streets:
 
 def prepare(scene: Scene) -> City:
     """The part of `dominant_path`'s work that all transmitters of a city share: pass it on as `city=`."""
-    buildings = covered_area(known_outlines(scene))
+    buildings, covered = covered_area(known_outlines(scene)), scene.footprint
     parked = None
     if scene.cars is not None and scene.cars.any():
         obstacles = shapely.union(buildings, covered_area(outlines(scene.cars, scene.raster_offset)))
-        parked = _streets(scene.buildings | scene.cars, obstacles)
-    return City(scene.shape, _streets(scene.buildings, buildings), parked)
+        parked = _streets(covered | scene.cars, obstacles)
+    return City(scene.shape, _streets(covered, buildings), parked)
 
 
 def prepared(scene: Scene) -> City:
@@ -107,7 +107,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, **laws: float) -> R
         )
     loss, _ = path_losses(scene, city, constants)
     floor = RadioMap.scale.floor_db
-    gain = np.where(scene.buildings, floor, np.maximum(-loss_at_one_metre(scene) - loss, floor))
+    gain = np.where(scene.footprint, floor, np.maximum(-loss_at_one_metre(scene) - loss, floor))
     return RadioMap(gain.astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
 
 
@@ -128,7 +128,7 @@ def path_losses(scene: Scene, city: City, laws: PathLaws, step: int = 1) -> tupl
         round_cars, turned_round = _losses_in(city.parked, scene, laws, step)
         turned = np.where(round_cars <= loss + over, turned_round, turned + over)
         loss = np.minimum(round_cars, loss + over)
-        loss[scene.cars & ~scene.buildings] = np.inf
+        loss[scene.cars & ~scene.footprint] = np.inf
     return loss, np.where(np.isfinite(loss), turned, 0.0)
 
 
@@ -136,7 +136,8 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
     x, y, home = free_start(streets, *scene.transmitter)
     rise = scene.building_height - laws.roof_drop - scene.receiver_height
     climb = scene.transmitter_height - scene.receiver_height
-    passable = scene.buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
+    buildings = scene.footprint
+    passable = buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
     obstacle = np.where(streets.blocked, np.where(passable, 1, 2), 0).astype(np.int8)
     ground = streets.ground
     loss, turned = run_front(
@@ -160,7 +161,7 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
     distance = np.hypot(columns - x, rows - y) * scene.metres_per_pixel
     in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
     loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), in_sight))
-    return _close_gaps(loss, scene.buildings), turned
+    return _close_gaps(loss, buildings), turned
 
 
 def _beside(loss: np.ndarray, on_wall: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import shapely
 from numba import njit
 from scipy.ndimage import label
 
+from ..geometry import rasterize
 from ..scene import Scene
 
 TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one pixel is a straight wall
@@ -32,6 +33,15 @@ def known_outlines(scene: Scene) -> Polygons:
         guess = whole_metre_outlines if scene.raster == "radiomapseer" else outlines
         scene._planes["_outlines"] = guess(scene.buildings, scene.raster_offset)
     return scene._planes["_outlines"]
+
+
+def footprint(scene: Scene) -> np.ndarray:
+    """`Scene.footprint` of a scene whose mask is drawn as RadioMapSeer's."""
+    if scene._cut_from is not None:
+        return scene.cut_from_whole(footprint(scene._cut_from[0]))
+    if "_footprint" not in scene._planes:
+        scene._planes["_footprint"] = rasterize(known_outlines(scene), scene.shape)
+    return scene._planes["_footprint"]
 
 
 def outlines(mask: np.ndarray, raster_offset: tuple[float, float] = (0.0, 0.0)) -> Polygons:

@@ -40,7 +40,7 @@ def reflected_rays(scene: Scene, *, max_depth: int = MAX_DEPTH, city: City | Non
     power = reflected_power(scene, int(max_depth), city) * (1.0 + reflectance)
     floor = RadioMap.scale.floor_db
     gain = np.maximum(10.0 * np.log10(np.maximum(power, 1e-30)), floor)
-    return RadioMap(np.where(scene.buildings, floor, gain).astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
+    return RadioMap(np.where(scene.footprint, floor, gain).astype(np.float32), metres_per_pixel=scene.metres_per_pixel)
 
 
 def reflected_power(scene: Scene, max_depth: int = MAX_DEPTH, city: City | None = None) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 from ..geometry import clean_polygons, rasterize
 from ..scene import RadioMap, Scene
 from .free_space_gain import SPEED_OF_LIGHT, ground_reflectance
-from .outlines import outlines
+from .outlines import known_outlines, outlines
 
 CLIMB = 10.0  # metres from the transmitter up to the plane on which rays are collected
 OLDEST_LLVM = 17  # 15 and 16 end the process with "cannot select"
@@ -204,7 +204,7 @@ def _build(rt: Any, scene: Scene, walls: str, soil: str) -> tuple[Any, Any]:
     world.frequency = scene.frequency_hz
     try:
         objects = []
-        polygons = scene.polygons if scene.polygons is not None else outlines(scene.buildings, scene.raster_offset)
+        polygons = known_outlines(scene)
         parts = [("buildings", polygons, scene.building_height + CLIMB / 2, walls)]
         if scene.cars is not None:  # as high as the antennas; they must reach the rays' plane to stand in the way
             parts.append(
@@ -318,7 +318,7 @@ def _solve(rt, world, ground, scene, free_share, max_depth, diffraction, samples
 
     scale = RadioMap.__dataclass_fields__["scale"].default
     gain = np.full(scene.shape, scale.floor_db)
-    reached = (power > 10 ** (scale.floor_db / 10)) & ~scene.buildings
+    reached = (power > 10 ** (scale.floor_db / 10)) & ~scene.footprint
     gain[reached] = 10 * np.log10(power[reached])
     return RadioMap(np.round(gain, 3), scale, metres)
 

@@ -5,6 +5,7 @@ from importlib import import_module
 _HOME = {
     "RadioDiffUNet2DModel": "radiodiff_unet",
     "RadioDiffUNet2DOutput": "radiodiff_unet",
+    "MeanMapModel": "mean_map",
     "ConditionFeatures": "condition_encoder",
     "SwinConditionEncoder": "condition_encoder",
     "make_condition_encoder": "condition_encoder",

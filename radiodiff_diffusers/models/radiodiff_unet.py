@@ -483,10 +483,15 @@ def _serve_batch(features, batch: int):
     return features.repeat_interleave(batch // count)
 
 
-def _check_config(config):
-    names = config.condition_channels
+def check_channel_names(names) -> None:
+    """Fail in one line where a configuration's `condition_channels` are no list of names."""
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"condition_channels must be a list of channel names, got {names!r}.")
+
+
+def _check_config(config):
+    names = config.condition_channels
+    check_channel_names(names)
     ranges = config.condition_ranges
     if ranges is not None and (len(ranges) != len(names) or not all(len(r) == 2 and r[0] < r[1] for r in ranges)):
         raise ValueError(f"condition_ranges needs [low, high] for each of {', '.join(names)}, got {ranges}.")

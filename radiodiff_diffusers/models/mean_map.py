@@ -1,0 +1,101 @@
+"""A small network that gives a scene's mean map at once: one step of diffusion from an empty start, distilled."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from .radiodiff_unet import check_channel_names
+
+# A loss plane reads 0 dB beyond 1 m at -1 and 160 dB at 1; a map -147 dB at -1 and -47.84 dB at 1.
+LOSS_RANGE, GAIN_AT_ONE_METRE, GAIN_MIDDLE, GAIN_HALF_RANGE = 160.0, -47.85, -97.42, 49.58
+
+
+class MeanMapModel(ModelMixin, ConfigMixin):
+    """
+    From a scene's planes to its map, in one pass and without a time: a U-Net of three levels that corrects the map
+    which one of the planes, a loss by physics, stands for.
+
+    Args:
+        condition_channels (`list[str]`): The planes it sees, in order (see `radiodiff_diffusers.channels`).
+        physics_channel (`str`, defaults to `"coarse_loss"`): Which of them is the loss that it corrects.
+        patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
+        widths (`list[int]`, defaults to `[32, 64, 96]`): Channels of the three levels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        condition_channels: list[str] = ("footprint", "coarse_loss", "coarse_turn", "log_distance"),
+        physics_channel: str = "coarse_loss",
+        patch_size: int = 4,
+        widths: list[int] = (32, 64, 96),
+    ):
+        super().__init__()
+        check_channel_names(condition_channels)
+        if physics_channel not in condition_channels:
+            raise ValueError(f"physics_channel {physics_channel!r} is none of {', '.join(condition_channels)}")
+        if patch_size < 1 or len(widths) != 3:
+            raise ValueError(f"expected a patch_size from 1 and three widths; got {patch_size} and {list(widths)}")
+        folded = patch_size**2
+        fine, middle, deep = widths
+        self.conv_in = nn.Conv2d(len(condition_channels) * folded, fine, 3, padding=1)
+        self.down1 = nn.Conv2d(fine, middle, 2, stride=2)
+        self.block1 = Block(middle)
+        self.down2 = nn.Conv2d(middle, deep, 2, stride=2)
+        self.block2 = nn.Sequential(Block(deep), Block(deep))
+        self.up2 = nn.Conv2d(deep, middle, 1)
+        self.block3 = Block(middle)
+        self.up1 = nn.Conv2d(middle, fine, 1)
+        self.block4 = Block(fine)
+        self.conv_out = nn.Conv2d(fine, folded, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)  # a fresh model says what the physics say
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        """
+        The map of every scene of a batch.
+
+        Args:
+            planes (`torch.Tensor` of shape `(batch, channels, height, width)`): The planes of
+                `config.condition_channels`, in [-1, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 1, height, width)`: the gain, in [-1, 1] where the model is sure to be on
+            the scale.
+        """
+        names = self.config.condition_channels
+        if planes.ndim != 4 or planes.shape[1] != len(names):
+            raise ValueError(
+                f"the planes have shape {tuple(planes.shape)}; this model takes (batch, {len(names)}, height, width), "
+                f"the planes being {', '.join(names)}"
+            )
+        height, width = planes.shape[-2:]
+        loss = planes[:, names.index(self.config.physics_channel)][:, None].float()
+        physics = (GAIN_AT_ONE_METRE - GAIN_MIDDLE - LOSS_RANGE / 2 * (loss + 1)) / GAIN_HALF_RANGE
+
+        patch = self.config.patch_size
+        side = 4 * patch  # of what the deepest level counts as one
+        x = F.pad(planes.to(self.conv_in.weight.dtype), (0, -width % side, 0, -height % side), mode="replicate")
+        x = F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
+        fine = self.conv_in(x)
+        middle = self.block1(self.down1(F.silu(fine)))
+        deep = self.block2(self.down2(F.silu(middle)))
+        middle = self.block3(middle + F.interpolate(self.up2(deep), scale_factor=2.0))
+        fine = self.block4(fine + F.interpolate(self.up1(middle), scale_factor=2.0))
+        correction = F.pixel_shuffle(self.conv_out(F.silu(fine)), patch)
+        return physics.clamp(-1, 1) + correction[..., :height, :width].float()
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
