@@ -216,8 +216,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """The maps to compute for `num_maps` samples of every scene: scenes (or planes), a generator for each, and how
         many of them belong to each of those given.
 
-        The walls of a mask lie elsewhere in their pixels in every view. Where they are known, or only planes are, one
-        view has to do: the samples differ by noise, by the expected error, or not at all.
+        The walls of a mask lie elsewhere in their pixels in every view; where the samples are to be spread by the
+        expected error, a first view has them where they are. Where they are known, or only planes are, one view has to
+        do: the samples differ by noise, by the expected error, or not at all.
         """
         jitter = self.config.wall_jitter if num_maps > 1 else 0.0
         views, own, counts = [], [], []
@@ -231,28 +232,30 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             device = "cpu" if random is None else random.device
             shifts = (torch.rand(num_maps, 2, generator=random, device=device) * 2 - 1) * jitter
             seeds = torch.randint(2**62, (num_maps,), generator=random, device=device)
-            views += [_with_walls_moved(one, shift) for shift in shifts.tolist()]
-            own += [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-            counts.append(num_maps)
+            unmoved = 1 if self._error_wanted else 0
+            views += [one] * unmoved + [_with_walls_moved(one, shift) for shift in shifts.tolist()]
+            own += [random] * unmoved + [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+            counts.append(num_maps + unmoved)
         return views, own, counts
 
     def _spread(self, scene, gain: torch.Tensor, error: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
-        """Samples round the mean of a scene's maps, `gain`: each lies as many deviations off as it draws, the same
-        everywhere. Together they draw none, so that their mean is the maps' own.
+        """Samples round a scene's map, the first of `gain`: each lies as many deviations off as it draws, the same
+        everywhere. Together they draw none, so that their mean is that map.
 
         The deviation is the error that the model expects, half of the interval that holds 95 %. Where walls were
-        moved, their effect is a second estimate of it, and the geometric mean of both tells better where errors are.
+        moved (the other maps), their effect is a second estimate of it, and the geometric mean of both tells better
+        where errors are.
         """
         device = "cpu" if generator is None else generator.device
         draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
         draws = (draws - draws.mean()) / draws.std()
         error = error.mean(0) * HALF_OF_95_PERCENT
         if len(gain) > 1:
-            variance = gain.var(0).numpy()
+            variance = gain[1:].var(0).numpy()
             variance[:, scene.footprint] = 0  # what the network says in there must not leak out
             variance = gaussian_filter(variance, (0, SMOOTHED, SMOOTHED))
             error = (error * WALLS_WEIGHT * (torch.from_numpy(variance).sqrt() + STANDING_STILL)).sqrt()
-        return (gain.mean(0) + draws * error).clamp(-1, 1)
+        return (gain[0] + draws * error).clamp(-1, 1)
 
     def fuse_lora(self, *args, **kwargs):
         """Add the active adapters to the U-Net's weights; the mean model knows nothing of them and is set aside."""
