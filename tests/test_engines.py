@@ -239,6 +239,56 @@ def test_oblique_walls_of_a_mask_become_straight():
     assert outlines(np.zeros((8, 8), bool)) == ()
 
 
+def test_outlines_on_whole_metres_are_found_again():
+    """A mask drawn as RadioMapSeer's tells a city's outlines nearly exactly, and with them the map behind its walls."""
+    from radiodiff_diffusers.data.cities import generate_city
+    from radiodiff_diffusers.engines.outlines import whole_metre_outlines
+    from radiodiff_diffusers.geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
+
+    known = generate_city(5_000_007, size=128, style="apartments")
+    free = np.argwhere(~known.buildings)
+    row, column = free[np.argmin(np.abs(free - 64).sum(1))]
+    known = known.replace(transmitter=(float(column), float(row)))
+    mask = rasterize(known.polygons, known.shape, RADIOMAPSEER_MASK_OFFSET)
+    seen = Scene(mask, known.transmitter, raster="radiomapseer")
+    assert (seen.footprint != known.buildings).mean() < 0.25 * (mask != known.buildings).mean()
+    assert all((ring == np.rint(ring)).all() for rings in known.polygons for ring in rings)
+    found = whole_metre_outlines(mask, seen.raster_offset)
+    assert all((ring == np.rint(ring)).all() for rings in found for ring in rings)
+    truth, guess = dominant_path(known).gray, dominant_path(seen).gray
+    smooth = dominant_path(seen.replace(raster_offset=(-0.449, 0.449))).gray  # no name: corners anywhere
+    worse = np.square(smooth - truth).sum()
+    assert np.square(guess - truth).sum() < 0.5 * worse and np.square(guess - truth).sum() < 0.01 * (truth**2).sum()
+
+
+def test_outlines_keep_yards_and_sheds():
+    from radiodiff_diffusers.engines.outlines import outlines, whole_metre_outlines
+    from radiodiff_diffusers.geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
+
+    mask = np.zeros((40, 40), bool)
+    mask[5, 5] = mask[20:30, 20:30] = mask[:3, :4] = mask[35:, 36:] = True
+    mask[22:27, 22:27] = False
+    mask[10:12, 20:23] = True
+    for found in (outlines(mask), whole_metre_outlines(mask, (-0.45, 0.45))):
+        assert sorted(len(rings) for rings in found) == [1, 1, 1, 1, 2]
+    np.testing.assert_array_equal(rasterize(found, mask.shape, RADIOMAPSEER_MASK_OFFSET), mask)
+    assert whole_metre_outlines(np.zeros((8, 8), bool), (-0.45, 0.45)) == ()
+
+
+@pytest.mark.parametrize("step, usual, mean", [(2, 0.5, 1.0), (3, 1.0, 2.5)])
+def test_a_search_of_every_few_pixels_is_exact_in_sight_and_near_in_shadow(step, usual, mean):
+    scene = city(box(20, 10, 30, 50), box(40, 5, 52, 20), box(40.5, 30.5, 55.5, 52.5), transmitter=(10.0, 30.0))
+    whole, quick = loss(scene), loss(scene, step=step)
+    free = ~scene.buildings
+    in_sight = free & (np.abs(whole - 25 * np.log10(np.maximum(distance(scene), 1))) < 1e-3)
+    assert 0.2 < in_sight[free].mean() < 0.9
+    np.testing.assert_allclose(quick[in_sight], whole[in_sight], atol=0.01)
+    off = np.abs(quick - whole)[free & ~in_sight]
+    assert np.median(off) < usual and np.mean(off) < mean, (np.median(off), np.mean(off))
+    with pytest.raises(ValueError, match="step"):
+        dominant_path(scene, step=0)
+
+
 def test_a_crop_knows_the_buildings_beyond_it():
     scene = city(box(20, 10, 30, 50))
     whole = dominant_path(scene).gain_db

@@ -1,4 +1,4 @@
-"""Train the network that gives the default model's map in one pass: a search of every few pixels, and what it misses.
+"""Train the network that gives the default model's map in one pass: the dominant path, and what a mask hides of it.
 
     python examples/default_model/mean_map.py prepare --data data/made_up data/towns data/florence
     python examples/default_model/mean_map.py train --out runs/mean_map --hours 0.6
@@ -24,7 +24,7 @@ from train import HELD_OUT_MADE_UP, Maps, half_precision, huber, on_free_ground,
 
 from radiodiff_diffusers.models.mean_map import MeanMapModel
 
-CHANNELS = ["footprint", "coarse_loss", "coarse_turn", "log_distance"]
+CHANNELS = ["footprint", "detour_loss", "detour_turn", "log_distance"]
 CACHE = Path("data/mean_map_cache")
 
 
@@ -105,8 +105,8 @@ def main() -> None:
         command.add_argument("--cache", type=Path, default=CACHE, help="where the prepared channels lie")
     for command in (train_command, export_command):
         command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--physics", default="coarse_loss", help="the channel whose map is corrected")
-        command.add_argument("--widths", type=int, nargs=3, default=[32, 64, 96])
+        command.add_argument("--physics", default="detour_loss", help="the channel whose map is corrected")
+        command.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64])
     train_command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     train_command.add_argument(
         "--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way"

@@ -50,8 +50,10 @@ def outlines(mask: np.ndarray, raster_offset: tuple[float, float] = (0.0, 0.0)) 
     `raster_offset` is the scene's: where in the mask's pixels the map's points lie.
     """
     rings, owners = _staircases(mask)
-    smooth = [shapely.get_coordinates(ring) for ring in _simplified(rings, TOLERANCE)]
-    return _polygons([ring - 0.5 - raster_offset for ring in smooth], owners)
+    fine = _through_middles(rings)
+    smooth = _simplified(fine, TOLERANCE)
+    smooth = np.where(shapely.get_num_coordinates(smooth) > 3, smooth, fine)  # a shed of one pixel stays one
+    return _polygons([shapely.get_coordinates(ring) - 0.5 - raster_offset for ring in smooth], owners)
 
 
 def whole_metre_outlines(mask: np.ndarray, raster_offset: tuple[float, float]) -> Polygons:
@@ -59,7 +61,8 @@ def whole_metre_outlines(mask: np.ndarray, raster_offset: tuple[float, float]) -
     mask's pixels: of all such outlines near the mask's own, those with few corners that give this very mask.
     """
     rings, owners = _staircases(mask)
-    seeds = [_simplified(rings, tolerance) for tolerance in TOLERANCES]
+    fine = _through_middles(rings)
+    seeds = [*(_simplified(fine, tolerance) for tolerance in TOLERANCES), fine]
     to_map = np.rint(np.add(raster_offset, 0.5))
     return _polygons([_best_fit(mask, tries) - to_map for tries in zip(*seeds, strict=True)], owners)
 
@@ -67,8 +70,8 @@ def whole_metre_outlines(mask: np.ndarray, raster_offset: tuple[float, float]) -
 def _best_fit(mask: np.ndarray, tries: tuple[shapely.Geometry, ...]) -> np.ndarray:
     """The cheapest outline that one of the simplified ones leads to when its corners are moved to whole pixels."""
     best, least, seen = np.empty((0, 2)), np.inf, 0
-    for polygon in tries:
-        seed = shapely.get_coordinates(polygon)[:-1]
+    for line in tries:
+        seed = shapely.get_coordinates(line)[:-1]
         if len(seed) == seen or len(seed) < 3:
             continue
         seen = len(seed)
@@ -89,13 +92,26 @@ def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
     return rings, [int(regions[ring[0, 1], ring[0, 0]]) for ring in rings]
 
 
-def _simplified(rings: list[np.ndarray], tolerance: float) -> np.ndarray:
-    """Polygons through the middle of every pixel's side, so that staircases average out to their wall, simplified.
+def _through_middles(rings: list[np.ndarray]) -> np.ndarray:
+    """Rings through the middle of every pixel's side, so that staircases average out to their wall.
 
-    Where a ring begins it keeps a corner, and near its middle, along a wall, that is one the wall can lie on."""
-    middles = [(ring + np.roll(ring, -1, axis=0)) / 2 for ring in rings]
-    middles = [np.roll(m, -int(np.square(m - m.mean(0)).sum(1).argmin()), axis=0) for m in middles]
-    return shapely.simplify(np.array([shapely.Polygon(ring) for ring in middles], object), tolerance)
+    Where a ring begins it keeps a corner when it is simplified: near its middle, along a wall, one the wall can lie on.
+    """
+    starts = np.array([0, *np.cumsum([len(ring) for ring in rings])])
+    points = np.concatenate([np.empty((0, 2)), *rings])
+    following = np.arange(1, len(points) + 1)
+    following[starts[1:] - 1] = starts[:-1]
+    middles = (points + points[following]) / 2
+    for a, b in zip(starts[:-1], starts[1:], strict=True):
+        ring = middles[a:b]
+        first = int(np.square(ring - ring.mean(0)).sum(1).argmin())
+        middles[a:b] = np.concatenate((ring[first:], ring[:first]))
+    owner = np.repeat(np.arange(len(rings)), np.diff(starts))
+    return shapely.linearrings(middles, indices=owner) if len(rings) else np.array([], object)
+
+
+def _simplified(rings: np.ndarray, tolerance: float) -> np.ndarray:
+    return shapely.simplify(rings, tolerance, preserve_topology=False)
 
 
 def _polygons(rings: list[np.ndarray], owners: list[int]) -> Polygons:

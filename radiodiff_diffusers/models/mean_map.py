@@ -21,18 +21,18 @@ class MeanMapModel(ModelMixin, ConfigMixin):
 
     Args:
         condition_channels (`list[str]`): The planes it sees, in order (see `radiodiff_diffusers.channels`).
-        physics_channel (`str`, defaults to `"coarse_loss"`): Which of them is the loss that it corrects.
+        physics_channel (`str`, defaults to `"detour_loss"`): Which of them is the loss that it corrects.
         patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
-        widths (`list[int]`, defaults to `[32, 64, 96]`): Channels of the three levels.
+        widths (`list[int]`, defaults to `[16, 32, 64]`): Channels of the three levels.
     """
 
     @register_to_config
     def __init__(
         self,
-        condition_channels: list[str] = ("footprint", "coarse_loss", "coarse_turn", "log_distance"),
-        physics_channel: str = "coarse_loss",
+        condition_channels: list[str] = ("footprint", "detour_loss", "detour_turn", "log_distance"),
+        physics_channel: str = "detour_loss",
         patch_size: int = 4,
-        widths: list[int] = (32, 64, 96),
+        widths: list[int] = (16, 32, 64),
     ):
         super().__init__()
         check_channel_names(condition_channels)
