@@ -17,6 +17,7 @@ TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one 
 # what a corner, a wrong pixel (1) and a squared pixel between wall and staircase cost in the choice among them.
 TOLERANCES = (1.3, 1.1, 0.9, 0.7, 0.5)
 CORNER, SPREAD = 1.0, 0.1
+SMALL = 24  # pixels round a building
 # A mask pixel counts by the point at its centre; walls that run exactly through one are settled as
 # `geometry.rasterize` does.
 NUDGE = 1e-6
@@ -95,7 +96,8 @@ def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
 def _through_middles(rings: list[np.ndarray]) -> np.ndarray:
     """Rings through the middle of every pixel's side, so that staircases average out to their wall.
 
-    Where a ring begins it keeps a corner when it is simplified: near its middle, along a wall, one the wall can lie on.
+    Where a ring begins it keeps a corner when it is simplified. Near its middle, along a wall, the wall can lie on that
+    one; of a small building it is a true corner, for there is no room for another.
     """
     starts = np.array([0, *np.cumsum([len(ring) for ring in rings])])
     points = np.concatenate([np.empty((0, 2)), *rings])
@@ -104,7 +106,8 @@ def _through_middles(rings: list[np.ndarray]) -> np.ndarray:
     middles = (points + points[following]) / 2
     for a, b in zip(starts[:-1], starts[1:], strict=True):
         ring = middles[a:b]
-        first = int(np.square(ring - ring.mean(0)).sum(1).argmin())
+        out = np.square(ring - ring.mean(0)).sum(1)
+        first = int(out.argmax() if len(ring) < SMALL else out.argmin())
         middles[a:b] = np.concatenate((ring[first:], ring[:first]))
     owner = np.repeat(np.arange(len(rings)), np.diff(starts))
     return shapely.linearrings(middles, indices=owner) if len(rings) else np.array([], object)
