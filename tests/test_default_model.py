@@ -32,8 +32,9 @@ def pipe():
 
 
 def test_the_weights_are_the_ones_that_were_measured():
-    weights = Path(DEFAULT_MODEL) / "unet/diffusion_pytorch_model.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() == EXPECTED["sha256"]
+    for part, expected in EXPECTED["sha256"].items():
+        weights = Path(DEFAULT_MODEL) / part / "diffusion_pytorch_model.safetensors"
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == expected
     assert sum(p.stat().st_size for p in Path(DEFAULT_MODEL).rglob("*")) < 24e6
 
 
@@ -45,6 +46,41 @@ def test_it_is_as_true_as_it_was(pipe):
         free = ~scene.buildings
         nmse.append(np.square(predicted.gray - truth)[free].sum() / np.square(truth[free]).sum())
     assert np.mean(nmse) < 1.05 * EXPECTED["nmse"]
+
+
+def test_a_single_map_is_the_mean_model_s_and_the_mean_of_several(pipe, monkeypatch):
+    name, tx = next(iter(EXPECTED["scenes"].items()))
+    scene = Scene(HELD_OUT / f"{name}_buildings.png", transmitter=tx)
+    with monkeypatch.context() as patch:
+
+        def not_needed(*args, **kwargs):
+            raise AssertionError("the U-Net has no part in a single map")
+
+        patch.setattr(pipe.unet, "forward", not_needed)
+        single = pipe(scene, generator=0).maps[0]
+    several = pipe(scene, num_maps=8, generator=0)
+    free = ~scene.buildings
+    assert np.median(np.abs(several.maps[0].gain_db - single.gain_db)[free]) < 1e-3  # but where the scale cuts off
+    assert several.maps[0].std_db.max() > 0.1
+    from_planes = pipe(pipe.prepare_conditions(scene)[0]).maps[0]  # ready planes are the U-Net's
+    assert 0 < np.abs(from_planes.gain_db - single.gain_db)[free].mean() < 2
+
+
+def test_a_fused_adapter_sets_the_mean_model_aside(tmp_path):
+    pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    name, tx = next(iter(EXPECTED["ray_traced"]["scenes"].items()))
+    scene = Scene(HELD_OUT / f"{name}_buildings.png", transmitter=tx).crop(64, 64, 128, 128)
+    base = pipe(scene).maps[0].gain_db
+    pipe.load_lora_weights(RAY_TRACED_ADAPTER)
+    adapted = pipe(scene).maps[0].gain_db
+    assert np.abs(adapted - base).mean() > 1
+    pipe.fuse_lora()
+    assert pipe.mean_model is None
+    np.testing.assert_allclose(pipe(scene).maps[0].gain_db, adapted, atol=0.1)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    np.testing.assert_allclose(pipe(scene).maps[0].gain_db, base, atol=0.05)
 
 
 def test_more_steps_than_it_was_made_for_are_warned_of(pipe, caplog):

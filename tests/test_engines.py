@@ -240,7 +240,7 @@ def test_oblique_walls_of_a_mask_become_straight():
 
 
 def test_outlines_on_whole_metres_are_found_again():
-    """A mask drawn as RadioMapSeer's tells a city's outlines nearly exactly, and with them the map behind its walls."""
+    """A mask drawn as RadioMapSeer's tells a city's outlines nearly exactly, and with them the map behind them."""
     from radiodiff_diffusers.data.cities import generate_city
     from radiodiff_diffusers.engines.outlines import whole_metre_outlines
     from radiodiff_diffusers.geometry import RADIOMAPSEER_MASK_OFFSET, rasterize

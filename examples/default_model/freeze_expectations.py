@@ -35,7 +35,10 @@ def main() -> None:
         predicted: RadioMap = pipe(scene.replace(polygons=None), generator=0).maps[0]
         nmse.append(np.square(predicted.gray - gray)[free].sum() / np.square(gray[free]).sum())
     about = {
-        "sha256": checksum(Path(DEFAULT_MODEL) / "unet/diffusion_pytorch_model.safetensors"),
+        "sha256": {
+            part: checksum(Path(DEFAULT_MODEL) / part / "diffusion_pytorch_model.safetensors")
+            for part in ("unet", "mean_model")
+        },
         "nmse": float(np.mean(nmse)),
         "scenes": expected,
         "ray_traced": ray_traced(pipe),

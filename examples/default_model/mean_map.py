@@ -22,7 +22,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from train import HELD_OUT_MADE_UP, Maps, half_precision, huber, on_free_ground, prepare, save, score, teaching_maps
 
-from radiodiff_diffusers.models.mean_map import MeanMapModel
+from radiodiff_diffusers import MeanMapModel, RadioDiffPipeline
+from radiodiff_diffusers.saving import tidy
 
 CHANNELS = ["footprint", "detour_loss", "detour_turn", "log_distance"]
 CACHE = Path("data/mean_map_cache")
@@ -81,14 +82,18 @@ def train(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """The averaged weights in half precision."""
+    """The averaged weights in half precision, as the mean model of the pipeline in a folder."""
     model = new_model(0, args.physics, args.channels, args.widths)
     saved = torch.load(args.out / "resume.pt", weights_only=True)
     model.load_state_dict(saved["model"])
     ema = EMAModel(model.parameters())
     ema.load_state_dict(saved["ema"])
     ema.copy_to(model.parameters())
-    model.half().save_pretrained(args.folder)
+    model.half().eval().save_pretrained(args.folder / "mean_model")
+    pipeline = RadioDiffPipeline.from_pretrained(args.folder)
+    pipeline.register_modules(mean_model=model)
+    pipeline.save_config(args.folder)  # the other components stay as they are, to the byte
+    tidy(args.folder, pipeline)
     print(args.folder)
 
 
@@ -115,7 +120,7 @@ def main() -> None:
     train_command.add_argument("--batch", type=int, default=8)
     train_command.add_argument("--lr", type=float, default=2e-3)
     train_command.add_argument("--seed", type=int, default=0)
-    export_command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model/mean_model"))
+    export_command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model"))
     args = parser.parse_args()
     if args.command == "prepare":
         prepare(args.data, args.workers, args.simulation, args.channels, args.cache)

@@ -96,8 +96,8 @@ def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
 def _through_middles(rings: list[np.ndarray]) -> np.ndarray:
     """Rings through the middle of every pixel's side, so that staircases average out to their wall.
 
-    Where a ring begins it keeps a corner when it is simplified. Near its middle, along a wall, the wall can lie on that
-    one; of a small building it is a true corner, for there is no room for another.
+    Where a ring begins it keeps a corner when it is simplified. Near its middle, along a wall, the wall can lie on
+    that one; of a small building it is a true corner, for there is no room for another.
     """
     starts = np.array([0, *np.cumsum([len(ring) for ring in rings])])
     points = np.concatenate([np.empty((0, 2)), *rings])

@@ -68,6 +68,6 @@ class PlainUNet(ModelMixin, ConfigMixin):
             units = self(torch.stack(planes).to(self.device, self.dtype)).float().cpu().numpy()
             for i, unit in zip(rows, units, strict=True):
                 gain = scale.from_unit(unit[0])
-                gain[scenes[i].buildings] = scale.floor_db
+                gain[scenes[i].footprint] = scale.floor_db
                 maps[i] = RadioMap(gain, scale=scale, metres_per_pixel=scenes[i].metres_per_pixel)
         return maps

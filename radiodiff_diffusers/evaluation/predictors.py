@@ -200,7 +200,15 @@ def _city_key(scene: Scene) -> tuple:
     planes = [plane for plane in (scene.buildings, scene.cars) if plane is not None]
     heights = scene.transmitter_height, scene.receiver_height, scene.car_height
     bytes_ = tuple(hash(np.asarray(part).tobytes()) for part in (*planes, *rings))
-    return scene.shape, scene.metres_per_pixel, heights, scene.cars is None, scene.polygons is None, bytes_
+    return (
+        scene.shape,
+        scene.raster_offset,
+        scene.metres_per_pixel,
+        heights,
+        scene.cars is None,
+        scene.polygons is None,
+        bytes_,
+    )
 
 
 # From measurements -------------------------------------------------------------------------------------------------
@@ -209,7 +217,7 @@ def _city_key(scene: Scene) -> tuple:
 @register_predictor("log_distance", needs_measurements=True)
 def log_distance(scene: Scene) -> RadioMap:
     rows, columns, values = _measured(scene)
-    return _free_map(scene, _trend(scene, rows, columns, values)[~scene.buildings])
+    return _free_map(scene, _trend(scene, rows, columns, values)[~scene.footprint])
 
 
 @register_predictor("nearest", needs_measurements=True)
@@ -257,7 +265,7 @@ def trend_kriging(scene: Scene) -> RadioMap:
     rows, columns, values = _measured(scene)
     trend = _trend(scene, rows, columns, values)
     mean, std = ordinary_kriging(_points(rows, columns), values - trend[rows, columns], _free_points(scene))
-    return _free_map(scene, mean + trend[~scene.buildings], std)
+    return _free_map(scene, mean + trend[~scene.footprint], std)
 
 
 def ordinary_kriging(
@@ -347,14 +355,14 @@ def _points(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _free_points(scene: Scene) -> np.ndarray:
-    return _points(*np.nonzero(~scene.buildings))
+    return _points(*np.nonzero(~scene.footprint))
 
 
 def _free_map(
     scene: Scene, values: np.ndarray, std: np.ndarray | None = None, scale: GainScale = GainScale.RADIOMAPSEER
 ) -> RadioMap:
     """A map of values at the free pixels; buildings are at the scale's floor."""
-    free = ~scene.buildings
+    free = ~scene.footprint
     gain = np.full(scene.shape, scale.floor_db, np.float32)
     gain[free] = np.clip(values, *sorted((scale.db_at_0, scale.db_at_255)))
     spread = None

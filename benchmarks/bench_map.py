@@ -1,0 +1,67 @@
+"""What a map of the default model takes beside the dominant-path engine: alone, and many at once.
+
+    python benchmarks/bench_map.py --radiomapseer FOLDER      # or a made-up city's mask, without it
+
+Everything is timed in turn, best of some rounds, channels and outlines included. The engine runs on one thread, in a
+loop; the pipeline takes scenes as a list and computes their channels on all of `--threads`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from radiodiff_diffusers import DEFAULT_MODEL, RadioDiffPipeline, Scene
+from radiodiff_diffusers.data.cities import generate_city, transmitters
+from radiodiff_diffusers.engines import dominant_path, prepare
+
+
+def scenes_of_a_city(folder: Path | None, count: int) -> list[Scene]:
+    if folder is not None:
+        return [Scene.from_radiomapseer(folder, 0, number) for number in range(count)]
+    city = generate_city(7, style="apartments").replace(polygons=None)
+    places = transmitters(city, count, np.random.default_rng(0))
+    return [city.replace(transmitter=place) for place in places]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--radiomapseer", type=Path)
+    parser.add_argument("--count", type=int, default=8, help="maps at once")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    scenes = scenes_of_a_city(args.radiomapseer, args.count)
+    fresh = lambda: [scene.replace() for scene in scenes]  # noqa: E731  (a scene remembers its channels)
+    pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    city = prepare(scenes[0])
+    work = {
+        "engine, one map": (lambda: dominant_path(fresh()[0]), 1),
+        "engine, a loop": (lambda: [dominant_path(scene) for scene in fresh()], args.count),
+        "engine, a loop, one city prepared": (
+            lambda: [dominant_path(scene, city=city) for scene in fresh()],
+            args.count,
+        ),
+        "engine, every other pixel, one map": (lambda: dominant_path(fresh()[0], step=2), 1),
+        "default model, one map": (lambda: pipe(fresh()[0]), 1),
+        f"default model, {args.count} at once": (lambda: pipe(fresh()), args.count),
+    }
+    best = dict.fromkeys(work, float("inf"))
+    for run, _ in work.values():
+        run()
+    for _ in range(args.rounds):
+        for name, (run, _) in work.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    print(f"| {args.threads} threads | ms a map |\n|---|---|")
+    for name, (_, maps) in work.items():
+        print(f"| {name} | {1e3 * best[name] / maps:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
