@@ -51,6 +51,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         self.block3 = Block(middle)
         self.up1 = nn.Conv2d(middle, fine, 1)
         self.block4 = Block(fine)
+        self.norm_out = nn.GroupNorm(8, fine)
         self.conv_out = nn.Conv2d(fine, folded, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)  # a fresh model says what the physics say
         nn.init.zeros_(self.conv_out.bias)
@@ -82,11 +83,11 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         x = F.pad(planes.to(self.conv_in.weight.dtype), (0, -width % side, 0, -height % side), mode="replicate")
         x = F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
         fine = self.conv_in(x)
-        middle = self.block1(self.down1(F.silu(fine)))
-        deep = self.block2(self.down2(F.silu(middle)))
+        middle = self.block1(self.down1(fine))
+        deep = self.block2(self.down2(middle))
         middle = self.block3(middle + F.interpolate(self.up2(deep), scale_factor=2.0))
         fine = self.block4(fine + F.interpolate(self.up1(middle), scale_factor=2.0))
-        correction = F.pixel_shuffle(self.conv_out(F.silu(fine)), patch)
+        correction = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(fine))), patch)
         return physics.clamp(-1, 1) + correction[..., :height, :width].float()
 
 

@@ -1,0 +1,84 @@
+"""The small network that gives the mean map: what it starts from, what sizes it takes, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from radiodiff_diffusers import ConstSDEScheduler, MeanMapModel, RadioDiffPipeline, RadioDiffUNet2DModel, Scene
+from radiodiff_diffusers.engines import dominant_path
+from radiodiff_diffusers.models.presets import RADIODIFF_UNET_PRESETS
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MeanMapModel(widths=[8, 16, 16]).eval()
+
+
+def scene_of(height=48, width=60):
+    buildings = np.zeros((height, width), bool)
+    buildings[10:20, 22:34] = buildings[30:40, 8:20] = True
+    return Scene(buildings, transmitter=(5.0, 6.0))
+
+
+def test_a_fresh_one_says_what_the_physics_say(model):
+    pipe = RadioDiffPipeline(
+        RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"]), ConstSDEScheduler(), num_inference_steps=1,
+        mean_map=True, mean_model=model,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    scene = scene_of()
+    free = ~scene.buildings
+    radio_map = pipe(scene).maps[0]
+    np.testing.assert_allclose(radio_map.gain_db[free], dominant_path(scene).gain_db[free], atol=0.05)
+    assert (radio_map.gain_db[scene.buildings] == -147).all()
+    tiled = pipe(scene, tile_size=32).maps[0]
+    np.testing.assert_allclose(tiled.gain_db, radio_map.gain_db, atol=0.01)
+
+
+def test_it_learns_what_the_planes_tell(model):
+    """The correction that is to be found depends on the place; one that is the same everywhere is no help."""
+    generator = torch.Generator().manual_seed(0)
+    planes = torch.rand(2, 4, 32, 32, generator=generator) * 2 - 1
+    wanted = model(planes).detach() + 0.2 * planes[:, :1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = (model(planes) - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1 * (0.2 * planes[:, :1]).square().mean()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 47), (8, 100)])
+def test_any_size_and_every_map_on_its_own(model, size):
+    torch.nn.init.normal_(model.conv_out.weight, std=0.05)
+    planes = torch.rand(3, 4, *size) * 2 - 1
+    with torch.no_grad():
+        together = model(planes)
+        alone = torch.cat([model(one[None]) for one in planes])
+    assert together.shape == (3, 1, *size)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_it_is_saved_with_its_pipeline_and_loads_again(model, tmp_path):
+    torch.nn.init.normal_(model.conv_out.weight, std=0.05)
+    unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"])
+    pipe = RadioDiffPipeline(unet, ConstSDEScheduler(), num_inference_steps=1, mean_map=True, mean_model=model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path)
+    again = RadioDiffPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert isinstance(again.mean_model, MeanMapModel)
+    np.testing.assert_array_equal(again(scene_of()).maps[0].gain_db, pipe(scene_of()).maps[0].gain_db)
+    without = RadioDiffPipeline.from_pretrained(tmp_path, mean_model=None)
+    assert without.mean_model is None
+
+
+def test_wrong_ones_are_one_line(model):
+    with pytest.raises(ValueError, match="the planes being footprint, detour_loss"):
+        model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="physics_channel 'reflected_loss' is none of"):
+        MeanMapModel(physics_channel="reflected_loss")
+    with pytest.raises(ValueError, match="three widths"):
+        MeanMapModel(widths=[8, 16])
