@@ -75,7 +75,9 @@ setup(
         "radiodiff_diffusers.pipelines": "pipelines",
         "radiodiff_diffusers.schedulers": "schedulers",
     },
-    package_data={"radiodiff_diffusers": ["default_model/*", "default_model/*/*", "ray_traced_adapter/*"]},
+    package_data={
+        "radiodiff_diffusers": ["default_model/*", "default_model/*/*", "ray_traced_adapter/*", "ray_traced_model/*"]
+    },
     install_requires=INSTALL,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["radiodiff=radiodiff_diffusers.cli:main"]},

@@ -18,6 +18,9 @@ __version__ = "0.1.0"
 DEFAULT_MODEL = str(Path(__file__).parent / "default_model")
 # A LoRA adapter for it: maps as a ray tracer makes them, `pipe.load_lora_weights(RAY_TRACED_ADAPTER)`.
 RAY_TRACED_ADAPTER = str(Path(__file__).parent / "ray_traced_adapter")
+# A network in place of the one that gives its maps, for the same:
+# `RadioDiffPipeline.from_pretrained(DEFAULT_MODEL, mean_model=MeanMapModel.from_pretrained(RAY_TRACED_MODEL))`.
+RAY_TRACED_MODEL = str(Path(__file__).parent / "ray_traced_model")
 
 _HOMES = {
     "Scene": ".scene",
@@ -43,7 +46,12 @@ _HOMES = {
     "SchedulerMixin": "diffusers",
 }
 
-__all__ = ["DEFAULT_MODEL", "RAY_TRACED_ADAPTER", *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"})]
+__all__ = [
+    "DEFAULT_MODEL",
+    "RAY_TRACED_ADAPTER",
+    "RAY_TRACED_MODEL",
+    *sorted(set(_HOMES) - {"ModelMixin", "SchedulerMixin"}),
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from radiodiff_diffusers import DEFAULT_MODEL, RAY_TRACED_ADAPTER, RadioDiffPipeline, Scene
-from radiodiff_diffusers.engines import dominant_path
+from radiodiff_diffusers import (
+    DEFAULT_MODEL,
+    RAY_TRACED_ADAPTER,
+    RAY_TRACED_MODEL,
+    MeanMapModel,
+    RadioDiffPipeline,
+    Scene,
+)
+from radiodiff_diffusers.engines import dominant_path, reflected_rays
 from radiodiff_diffusers.scene import RadioMap, read_image
 
 HELD_OUT = Path(__file__).parent / "goldens/default_model"
@@ -115,6 +122,22 @@ def test_the_adapter_makes_ray_traced_maps_and_leaves_the_model_alone(pipe):
     assert all(np.array_equal(one.gain_db, other.gain_db) for one, other in zip(before, after, strict=True))
     assert adapted < 0.5 * min(nmse(before), nmse([dominant_path(scene) for scene in scenes]))
     assert adapted < 1.05 * EXPECTED["ray_traced"]["nmse"]
+
+
+def test_the_ray_traced_model_is_truer_than_rays_alone(pipe):
+    weights = Path(RAY_TRACED_MODEL) / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size < 3e6
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == EXPECTED["ray_traced"]["sha256_of_model"]
+    model = MeanMapModel.from_pretrained(RAY_TRACED_MODEL)
+    pipe = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL, mean_model=model)
+    nmse, of_rays = [], []
+    for name, tx in EXPECTED["ray_traced"]["scenes"].items():
+        scene = Scene(HELD_OUT / f"{name}_buildings.png", transmitter=tx)
+        truth = read_image(HELD_OUT / f"{name}_gain.png").astype(np.float32)
+        for scores, one in ((nmse, pipe(scene).maps[0]), (of_rays, reflected_rays(scene))):
+            scores.append(np.square(one.gray - truth).sum() / np.square(truth).sum())
+    assert np.mean(nmse) < 1.05 * EXPECTED["ray_traced"]["nmse_of_model"]
+    assert np.mean(nmse) < 0.8 * np.mean(of_rays)
 
 
 def test_it_says_how_sure_it_is(pipe):

@@ -42,8 +42,9 @@ CASES = {
 
 @pytest.fixture
 def two_threads():
-    """The numbers were recorded with two threads. With another number of them the original's own output moves by 3e-4
-    (its sharp softmaxes magnify the last bit of a sum), and ours with it."""
+    """The numbers were recorded with two threads, on a processor with AVX-512. With another number of threads the
+    original's own output moves by 3e-4 (its sharp softmaxes magnify the last bit of a sum), and ours with it; kernels
+    for other processors sum in another order, too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -52,6 +53,8 @@ def two_threads():
 
 @torch.no_grad()
 def test_output_is_the_originals(original, two_threads):
+    as_recorded = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    close = {"atol": 2e-4 if as_recorded else 5e-4, "rtol": 0}
     goldens = load_file(GOLDENS / "unet.safetensors")
     for case, (seed, condition_seed, times) in CASES.items():
         batch = len(times)
@@ -59,11 +62,12 @@ def test_output_is_the_originals(original, two_threads):
         features = original.encode_condition(condition)
         if case == "case0":
             for level, feature in enumerate(features):
-                torch.testing.assert_close(feature[:, :8], goldens[f"cond_features.{level}"], atol=2e-4, rtol=0)
+                torch.testing.assert_close(feature[:, :8], goldens[f"cond_features.{level}"], **close)
         sample = draw(seed, batch, 3, 64, 64)
         output = original(sample, torch.tensor(times), condition_features=features).sample
         expected = torch.cat([goldens[f"{case}.C"], goldens[f"{case}.noise"]], dim=1)
-        torch.testing.assert_close(output, expected, atol=2e-4, rtol=0, msg=lambda text, case=case: f"{case}: {text}")
+        torch.testing.assert_close(output, expected, **close, msg=lambda text, case=case: f"{case}: {text}")
+        assert (output - expected).square().mean().sqrt() < 1e-4
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from radiodiff_diffusers import DEFAULT_MODEL, RAY_TRACED_ADAPTER, RadioDiffPipeline
+from radiodiff_diffusers import DEFAULT_MODEL, RAY_TRACED_ADAPTER, RAY_TRACED_MODEL, MeanMapModel, RadioDiffPipeline
 from radiodiff_diffusers.data.cities import generate_city, transmitters
 from radiodiff_diffusers.data.footprints import footprint_tiles
 from radiodiff_diffusers.engines import dominant_path, ray_tracing
@@ -48,9 +48,10 @@ def main() -> None:
 
 
 def ray_traced(pipe) -> dict:
-    """Two tiles of Florence, seen as masks."""
+    """Two tiles of Florence, seen as masks, by the adapter and by the mean model for ray-traced maps."""
+    other = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL, mean_model=MeanMapModel.from_pretrained(RAY_TRACED_MODEL))
     pipe.load_lora_weights(RAY_TRACED_ADAPTER)
-    expected, nmse = {}, []
+    expected, nmse, nmse_of_model = {}, [], []
     for number, tile in enumerate(footprint_tiles("florence", stride=192)[1:9:7]):
         place = transmitters(tile, 1, np.random.default_rng(number))[0]
         scene = tile.replace(transmitter=place)
@@ -62,8 +63,16 @@ def ray_traced(pipe) -> dict:
         gray = np.asarray(truth, np.float32)
         predicted: RadioMap = pipe(scene.replace(polygons=None), generator=0).maps[0]
         nmse.append(np.square(predicted.gray - gray).sum() / np.square(gray).sum())
+        predicted = other(scene.replace(polygons=None)).maps[0]
+        nmse_of_model.append(np.square(predicted.gray - gray).sum() / np.square(gray).sum())
     weights = Path(RAY_TRACED_ADAPTER) / "pytorch_lora_weights.safetensors"
-    return {"sha256": checksum(weights), "nmse": float(np.mean(nmse)), "scenes": expected}
+    return {
+        "sha256": checksum(weights),
+        "nmse": float(np.mean(nmse)),
+        "sha256_of_model": checksum(Path(RAY_TRACED_MODEL) / "diffusion_pytorch_model.safetensors"),
+        "nmse_of_model": float(np.mean(nmse_of_model)),
+        "scenes": expected,
+    }
 
 
 def checksum(path: Path) -> str:

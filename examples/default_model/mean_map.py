@@ -82,13 +82,16 @@ def train(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """The averaged weights in half precision, as the mean model of the pipeline in a folder."""
+    """The averaged weights in half precision, as the mean model of the pipeline in a folder, or alone in it."""
     model = new_model(0, args.physics, args.channels, args.widths)
     saved = torch.load(args.out / "resume.pt", weights_only=True)
     model.load_state_dict(saved["model"])
     ema = EMAModel(model.parameters())
     ema.load_state_dict(saved["ema"])
     ema.copy_to(model.parameters())
+    if not (args.folder / "model_index.json").exists():
+        model.half().eval().save_pretrained(args.folder)
+        return
     model.half().eval().save_pretrained(args.folder / "mean_model")
     pipeline = RadioDiffPipeline.from_pretrained(args.folder)
     pipeline.register_modules(mean_model=model)

@@ -15,6 +15,7 @@
 | `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
 | `default+ray_traced` | with the adapter in the package; any other by its folder or Hub id |
 | `model:FOLDER@1,2,5` | any RadioDiff folder or Hub id; `model:FOLDER+ADAPTER@1` puts a LoRA adapter on it |
+| `mean:ray_traced` | the model in the package with its network for ray-traced maps; any other `MeanMapModel` by its folder |
 | `unet:FOLDER` | a plain U-Net regression (`evaluation.plain_unet`) |
 
 Your own: `@register_predictor("name")` on a function `Scene -> RadioMap`.
@@ -69,7 +70,7 @@ def register_predictor(name: str, needs_measurements: bool = False) -> Callable:
 def predictor_names() -> list[str]:
     """Every name that `make_predictors` takes."""
     load_plugins()
-    return [*_FUNCTIONS, "dominant_path", "default@STEPS", "model:FOLDER@STEPS", "unet:FOLDER"]
+    return [*_FUNCTIONS, "dominant_path", "default@STEPS", "model:FOLDER@STEPS", "mean:FOLDER", "unet:FOLDER"]
 
 
 def make_predictors(
@@ -91,6 +92,15 @@ def make_predictors(
         kind, rest = "model", DEFAULT_MODEL + spec.removeprefix("default")
     if kind == "model":
         return _models(spec, rest, num_maps, seed, device, dtype)
+    if kind == "mean":
+        from .. import DEFAULT_MODEL, RAY_TRACED_MODEL
+
+        if not rest:
+            raise ValueError("mean: needs the folder of a MeanMapModel, as in mean:FOLDER, or ray_traced")
+        where = RAY_TRACED_MODEL if rest == "ray_traced" else rest
+        _check_folder(where, "config.json", "a MeanMapModel")
+        load = lambda: _load_model(DEFAULT_MODEL, None, None, num_maps, seed, device, dtype, where)  # noqa: E731
+        return [Predictor(f"mean:{_short(rest)}", load, imports="radiodiff_diffusers.pipelines")]
     if kind == "unet":
         if not rest:
             raise ValueError("unet: needs the folder of a plain U-Net, as in unet:FOLDER")
@@ -412,13 +422,16 @@ def _check_folder(folder: str, file: str, what: str) -> None:
         raise ValueError(f"{folder}: no such folder; expected that of {what}")
 
 
-def _load_model(folder, adapter, steps, num_maps, seed, device, dtype) -> Predict:
+def _load_model(folder, adapter, steps, num_maps, seed, device, dtype, mean_model=None) -> Predict:
     import torch
 
-    from .. import RadioDiffPipeline
+    from .. import MeanMapModel, RadioDiffPipeline
     from ..lora import find_adapter
 
-    pipe = RadioDiffPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(_device(device))
+    precision = getattr(torch, dtype)
+    pipe = RadioDiffPipeline.from_pretrained(folder, dtype=precision).to(_device(device))
+    if mean_model:
+        pipe.register_modules(mean_model=MeanMapModel.from_pretrained(mean_model, dtype=precision).to(pipe.device))
     if adapter:
         pipe.load_lora_weights(find_adapter(adapter))
         pipe.fuse_lora()
