@@ -23,7 +23,7 @@ from diffusers.training_utils import EMAModel
 from train import HELD_OUT_MADE_UP, Maps, half_precision, huber, on_free_ground, prepare, save, score, teaching_maps
 
 from radiodiff_diffusers import MeanMapModel, RadioDiffPipeline
-from radiodiff_diffusers.saving import tidy
+from radiodiff_diffusers.saving import open_to_others, tidy
 
 CHANNELS = ["footprint", "detour_loss", "detour_turn", "log_distance"]
 CACHE = Path("data/mean_map_cache")
@@ -91,6 +91,7 @@ def export(args: argparse.Namespace) -> None:
     ema.copy_to(model.parameters())
     if not (args.folder / "model_index.json").exists():
         model.half().eval().save_pretrained(args.folder)
+        open_to_others(list(args.folder.glob("*.safetensors")))
         return
     model.half().eval().save_pretrained(args.folder / "mean_model")
     pipeline = RadioDiffPipeline.from_pretrained(args.folder)

@@ -15,7 +15,7 @@
 | `default@1,2,5` | the model in the package at 1, 2 and 5 steps (its own number where left out) |
 | `default+ray_traced` | with the adapter in the package; any other by its folder or Hub id |
 | `model:FOLDER@1,2,5` | any RadioDiff folder or Hub id; `model:FOLDER+ADAPTER@1` puts a LoRA adapter on it |
-| `mean:ray_traced` | the model in the package with its network for ray-traced maps; any other `MeanMapModel` by its folder |
+| `mean:ray_traced` | the model in the package with that for ray-traced maps; any other `MeanMapModel` by its folder |
 | `unet:FOLDER` | a plain U-Net regression (`evaluation.plain_unet`) |
 
 Your own: `@register_predictor("name")` on a function `Scene -> RadioMap`.
