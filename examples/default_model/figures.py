@@ -66,7 +66,7 @@ def uncertainty(pipe) -> None:
             *city.transmitter, "r^", markersize=9
         )
         gain = {"vmin": -130, "vmax": -50, "cmap": "viridis"}
-        panel(row_of_axes[1], several.gain_db * walls, "mean of eight maps", "gain (dB)", **gain)
+        panel(row_of_axes[1], several.gain_db * walls, "eight maps: their mean", "gain (dB)", **gain)
         panel(row_of_axes[2], several.std_db * walls, "their standard deviation", "dB", vmin=0, vmax=6, cmap="magma")
         panel(row_of_axes[3], error, "error of the mean", "dB", vmin=0, vmax=6, cmap="magma")
     figure.savefig(IMAGES / "uncertainty.png", dpi=80)
