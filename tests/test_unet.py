@@ -67,7 +67,7 @@ def test_output_is_the_originals(original, two_threads):
         output = original(sample, torch.tensor(times), condition_features=features).sample
         expected = torch.cat([goldens[f"{case}.C"], goldens[f"{case}.noise"]], dim=1)
         torch.testing.assert_close(output, expected, **close, msg=lambda text, case=case: f"{case}: {text}")
-        assert (output - expected).square().mean().sqrt() < 1e-4
+        assert (output - expected).square().mean().sqrt() < 2e-4
 
 
 @pytest.mark.slow
