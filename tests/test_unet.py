@@ -54,7 +54,7 @@ def two_threads():
 @torch.no_grad()
 def test_output_is_the_originals(original, two_threads):
     as_recorded = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    close = {"atol": 2e-4 if as_recorded else 5e-4, "rtol": 0}
+    close = {"atol": 2e-4 if as_recorded else 1e-3, "rtol": 0}
     goldens = load_file(GOLDENS / "unet.safetensors")
     for case, (seed, condition_seed, times) in CASES.items():
         batch = len(times)
@@ -67,7 +67,7 @@ def test_output_is_the_originals(original, two_threads):
         output = original(sample, torch.tensor(times), condition_features=features).sample
         expected = torch.cat([goldens[f"{case}.C"], goldens[f"{case}.noise"]], dim=1)
         torch.testing.assert_close(output, expected, **close, msg=lambda text, case=case: f"{case}: {text}")
-        assert (output - expected).square().mean().sqrt() < 2e-4
+        assert (output - expected).square().mean().sqrt() < 3e-4
 
 
 @pytest.mark.slow
