@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput, replace_example_docstring
 from scipy.ndimage import gaussian_filter
 
-from radiodiff_diffusers.channels import check_channels, condition_planes
+from radiodiff_diffusers.channels import DETOUR_CHANNELS, check_channels, condition_planes, share_walls
 from radiodiff_diffusers.lora import LoraLoaderMixin
 from radiodiff_diffusers.memory import return_free_memory, reuse_activations
 from radiodiff_diffusers.models.mean_map import MeanMapModel
@@ -87,7 +87,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             outlines are asked, each sees the walls moved by up to this many pixels, so that their spread tells what
             the picture leaves open.
         mean_model ([`MeanMapModel`], *optional*): Gives that mean map of a scene in the U-Net's place, in a fraction
-            of the time. An adapter of the U-Net, noise to start from, or ready condition planes keep to the U-Net.
+            of the time, and how wrong it may be. An adapter of the U-Net, noise to start from, or ready condition
+            planes keep to the U-Net.
     """
 
     model_cpu_offload_seq = "mean_model->unet->vae"
@@ -95,7 +96,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
     _lora_loadable_modules = ["unet"]
     unet_name = "unet"
-    _light = False  # whether the mean model runs in the U-Net's place
     _set_aside: MeanMapModel | None = None  # while adapters are fused into the U-Net
 
     def __init__(
@@ -210,6 +210,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return given
         channels = channels or self.condition_channels
         with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
+            if len(given) > 1 and DETOUR_CHANNELS & set(channels):
+                share_walls(given, pool)
             return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
 
     def _views(self, given: list, num_maps: int, generators: list, one_step: bool) -> tuple[list, list, list[int]]:
@@ -239,23 +241,18 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return views, own, counts
 
     def _spread(self, scene, gain: torch.Tensor, error: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
-        """Samples round a scene's map, the first of `gain`: each lies as many deviations off as it draws, the same
-        everywhere. Together they draw none, so that their mean is that map.
+        """Samples round a scene's map, the first of `gain`, see `_samples_round`.
 
-        The deviation is the error that the model expects, half of the interval that holds 95 %. Where walls were
-        moved (the other maps), their effect is a second estimate of it, and the geometric mean of both tells better
-        where errors are.
+        Where walls were moved (the other maps), their effect is a second estimate of the error, and the geometric mean
+        of both tells better where errors are.
         """
-        device = "cpu" if generator is None else generator.device
-        draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
-        draws = (draws - draws.mean()) / draws.std()
         error = error.mean(0) * HALF_OF_95_PERCENT
         if len(gain) > 1:
             variance = gain[1:].var(0).numpy()
             variance[:, scene.footprint] = 0  # what the network says in there must not leak out
             variance = gaussian_filter(variance, (0, SMOOTHED, SMOOTHED))
             error = (error * WALLS_WEIGHT * (torch.from_numpy(variance).sqrt() + STANDING_STILL)).sqrt()
-        return (gain[0] + draws * error).clamp(-1, 1)
+        return _samples_round(gain[0], error, num_maps, generator)
 
     def fuse_lora(self, *args, **kwargs):
         """Add the active adapters to the U-Net's weights; the mean model knows nothing of them and is set aside."""
@@ -283,9 +280,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     ) -> torch.Tensor:
         """All steps for one batch (of whole maps or of tiles): its final samples, and their errors where wanted."""
         condition = condition.to(latents.device)  # in float32: the model rounds where it can afford to
-        if self._light:
-            progress.update()
-            return self.mean_model(condition)
         features = self.unet.encode_condition(condition)
         if num_maps > 1:
             features = features.repeat_interleave(num_maps)
@@ -371,48 +365,18 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             logger.warning("this model was made to give its map in one step: %d steps give a far worse one", steps)
         self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
         own = _one_each(generator, len(given))
-        views, generators, counts = self._views(given, num_maps, own, one_step)
-        # samples are drawn from noise, but those of an error map after the map, and moved walls make their own
-        walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
-        draws = 1 if self._error_wanted or walls_move else num_maps
-        device = self._execution_device
         self._interrupt = False
-        self.scheduler.set_timesteps(steps, device=device)
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        self._light = one_step and draws == 1 and self._has_light_way(given[0], callback_on_step_end)
-        passes = [(views, generators)]
-        if self._light and self._error_wanted:  # the mean model gives the maps, the U-Net how wrong they may be
-            passes.append((given, own))
 
-        # 2. Scenes of one size share batches; a map too large for one piece goes alone, in tiles
-        finals = []
-        for scenes, random in passes:
-            channels = self.mean_model.config.condition_channels if self._light else None
-            planes = isinstance(scenes[0], torch.Tensor)
-            conditions = scenes if planes else self.prepare_conditions(scenes, channels)
-            batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
-            results: list[torch.Tensor | None] = [None] * len(conditions)
-            with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
-                for rows, tiles in batches:
-                    final = self._run_batch(
-                        torch.stack([conditions[row] for row in rows]),
-                        [random[row] for row in rows],
-                        None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
-                        draws, tiles, device, output_type == "latent", progress, callback_on_step_end,
-                        callback_on_step_end_tensor_inputs,
-                    )  # fmt: skip
-                    for row, result in zip(rows, final.split(draws), strict=True):
-                        results[row] = result
-            finals.append(results)
-            self._light = False
-        samples = [
-            torch.cat(finals[0][end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
-        ]
-        if self._error_wanted:
-            errors = [(finals[1][i] if len(finals) > 1 else one)[:, 1:] for i, one in enumerate(samples)]
-            spread = zip(given, samples, errors, own, strict=True)
-            samples = [self._spread(scene, one[:, :1], error, num_maps, rng) for scene, one, error, rng in spread]
-        samples = [one.expand(num_maps, -1, -1, -1) for one in samples]  # where one map is all of them
+        # 2. The samples of every scene
+        if one_step and output_type != "latent" and self._has_mean_model_for(given[0], callback_on_step_end):
+            samples = self._mean_maps(given, num_maps, own, tile_size, tile_overlap)
+        else:
+            samples = self._diffused_maps(
+                given, num_maps, own, one_step, latents, tile_size, tile_overlap, output_type == "latent",
+                callback_on_step_end, callback_on_step_end_tensor_inputs,
+            )  # fmt: skip
 
         # 3. From the network's [-1, 1] to dB and pictures
         self.maybe_free_model_hooks()
@@ -423,11 +387,67 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             output = self._finish(samples, given, output_type)
         return output if return_dict else output.to_tuple()
 
-    def _has_light_way(self, first, callback) -> bool:
+    def _has_mean_model_for(self, first, callback) -> bool:
         """Whether the mean model can stand in for the U-Net: it knows scenes, and nothing of adapters and steps."""
         if self.mean_model is None or callback is not None or not isinstance(first, Scene):
             return False
         return not self.active_adapters
+
+    def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap) -> list[torch.Tensor]:
+        """Every scene's samples by the mean model: its one map, or several round it as far off as it expects to be.
+        Of a model that tells no errors they are all the same."""
+        conditions = self.prepare_conditions(scenes, self.mean_model.config.condition_channels)
+        with_error = num_maps > 1 and self.mean_model.config.error_map
+        device = self._execution_device
+        batches = list(self._batches(conditions, 1, tile_size, tile_overlap))
+        samples: list[torch.Tensor | None] = [None] * len(scenes)
+        with self.progress_bar(total=sum(len(tiles) for _, tiles in batches)) as progress:
+            for rows, tiles in batches:
+                condition = torch.stack([conditions[row] for row in rows])
+
+                def map_of(tile: _Tile, condition=condition) -> torch.Tensor:
+                    made = self.mean_model(condition[tile.window].to(device), return_error=with_error)
+                    progress.update()
+                    return torch.cat(made, dim=1) if with_error else made
+
+                for row, whole in zip(rows, _blended(tiles, map(map_of, tiles)), strict=True):
+                    if with_error:
+                        gain, error = whole[:1], whole[1:] * HALF_OF_95_PERCENT
+                        samples[row] = _samples_round(gain, error, num_maps, generators[row])
+                    else:
+                        samples[row] = whole[None].expand(num_maps, -1, -1, -1)
+        return samples
+
+    def _diffused_maps(
+        self, given, num_maps, own, one_step, latents, tile_size, tile_overlap, keep_latents, callback, callback_names
+    ) -> list[torch.Tensor]:
+        """Every scene's samples (or latents) by the scheduler's steps. Scenes of one size share batches; a map too
+        large for one piece goes alone, in tiles."""
+        self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
+        views, generators, counts = self._views(given, num_maps, own, one_step)
+        # samples are drawn from noise, but those of an error map after the map, and moved walls make their own
+        walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
+        draws = 1 if self._error_wanted or walls_move else num_maps
+        conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
+        batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
+        results: list[torch.Tensor | None] = [None] * len(conditions)
+        with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
+            for rows, tiles in batches:
+                final = self._run_batch(
+                    torch.stack([conditions[row] for row in rows]),
+                    [generators[row] for row in rows],
+                    None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
+                    draws, tiles, self._execution_device, keep_latents, progress, callback, callback_names,
+                )  # fmt: skip
+                for row, result in zip(rows, final.split(draws), strict=True):
+                    results[row] = result
+        samples = [
+            torch.cat(results[end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
+        ]
+        if self._error_wanted:
+            spread = zip(given, samples, own, strict=True)
+            samples = [self._spread(scene, one[:, :1], one[:, 1:], num_maps, rng) for scene, one, rng in spread]
+        return [one.expand(num_maps, -1, -1, -1) for one in samples]  # where one map is all of them
 
     def _tile_side(self, height: int, width: int, tile_size: int | None) -> int | None:
         """The side of the tiles for a map of this size; `None` where it goes through in one piece."""
@@ -474,16 +494,12 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 drawn[step] = _draw(shape, generators, num_maps, device)
             return drawn[step]
 
-        pad = 1 if keep_latents else factor
-        channels = (shape[0] if keep_latents else 1) + (self._error_wanted and not self._light)
-        total = torch.zeros(len(latents), channels, shape[1] * pad, shape[2] * pad)
-        weights = torch.zeros(shape[1] * pad, shape[2] * pad)
-        for tile in tiles:
+        def map_of(tile: _Tile) -> torch.Tensor:
             small = tile.scaled(factor)
 
-            def noise_in_tile(step: int, window=small.window) -> torch.Tensor | None:
+            def noise_in_tile(step: int) -> torch.Tensor | None:
                 noise = noise_of(step)
-                return None if noise is None else noise[window]
+                return None if noise is None else noise[small.window]
 
             final = self.denoise(
                 latents[small.window],
@@ -494,16 +510,10 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 callback,
                 callback_names,
             )
-            result = final if keep_latents or self._error_wanted else self.decode_latents(final)[:, :1]
-            if len(tiles) == 1:
-                total = result.float().cpu()
-                break
-            place = small if keep_latents else tile
-            weight = place.weight()
-            total[place.window] += result.float().cpu() * weight
-            weights[place.window[-2:]] += weight
-        else:
-            total /= weights
+            return final if keep_latents or self._error_wanted else self.decode_latents(final)[:, :1]
+
+        places = [tile.scaled(factor) for tile in tiles] if keep_latents else tiles
+        total = _blended(places, map(map_of, tiles))
         return total if keep_latents else total[..., :height, :width]
 
     def _finish(self, results, given, output_type) -> RadioDiffPipelineOutput:
@@ -571,6 +581,15 @@ def _as_generator(given) -> torch.Generator | None:
     raise ValueError(f"generator must be a torch.Generator, a seed, or a list of them; got {given!r}")
 
 
+def _samples_round(gain: torch.Tensor, deviation: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
+    """`(num_maps, 1, height, width)` in [-1, 1]: each sample lies as many deviations off as it draws, the same
+    everywhere. Together they draw none, so that their mean is the map."""
+    device = "cpu" if generator is None else generator.device
+    draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
+    draws = (draws - draws.mean()) / draws.std()
+    return (gain + draws * deviation).clamp(-1, 1)
+
+
 def _draw(shape, generators, num_maps: int, device: torch.device) -> torch.Tensor:
     """`(scenes * num_maps, *shape)` of standard normal noise, each scene's from its own generator."""
     drawn = []
@@ -606,6 +625,22 @@ class _Tile:
         down = _ramp(self.height, self.shared[0], self.shared[1])
         across = _ramp(self.width, self.shared[2], self.shared[3])
         return down[:, None] * across[None, :]
+
+
+def _blended(tiles: list[_Tile], parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """One picture from those of the tiles."""
+    if len(tiles) == 1:
+        return next(iter(parts)).float().cpu()
+    height, width = tiles[-1].top + tiles[-1].height, tiles[-1].left + tiles[-1].width
+    weights = torch.zeros(height, width)
+    total = None
+    for tile, part in zip(tiles, parts, strict=True):
+        if total is None:
+            total = torch.zeros(*part.shape[:2], height, width)
+        weight = tile.weight()
+        total[tile.window] += part.float().cpu() * weight
+        weights[tile.window[-2:]] += weight
+    return total / weights
 
 
 def _ramp(length: int, before: int, after: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ array`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -37,6 +38,8 @@ from .scene import STEP, GainScale, Scene
 Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
 
+DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
+WALL_NAMES = ("_outlines", "_footprint", "_city")  # in a scene's memory: what does not depend on the transmitter
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
 
@@ -101,6 +104,25 @@ def write_planes(scene: Scene, names: Iterable[str], out: np.ndarray) -> None:
             np.multiply(kept, STEP, out=plane, dtype=np.float32)
         else:
             plane[...] = scene.plane(name)
+
+
+def share_walls(scenes: list[Scene], pool: Executor) -> None:
+    """Work out the walls of scenes of one city, which differ in their transmitters, once for all of them."""
+    from .engines.dominant_paths import prepared
+
+    cities: dict[tuple, list[Scene]] = {}
+    for scene in scenes:
+        whole = scene if scene._cut_from is None else scene._cut_from[0]
+        cars = None if whole.cars is None else whole.cars.tobytes()
+        rings = None if whole.polygons is None else tuple(ring.tobytes() for rings in whole.polygons for ring in rings)
+        walls = (whole.shape, whole.raster_offset, whole.buildings.tobytes(), cars, rings)
+        cities.setdefault(walls, []).append(whole)
+    several = [city for city in cities.values() if len(city) > 1]
+    list(pool.map(prepared, [city[0] for city in several]))
+    for first, *others in several:
+        known = {name: first._planes[name] for name in WALL_NAMES if name in first._planes}
+        for scene in others:
+            scene._planes.update(known)
 
 
 # The channels ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from train import HELD_OUT_MADE_UP, Maps, half_precision, huber, on_free_ground, prepare, save, score, teaching_maps
+from train import (
+    HELD_OUT_MADE_UP,
+    Maps,
+    averaged,
+    half_precision,
+    huber,
+    load,
+    on_free_ground,
+    prepare,
+    save,
+    score,
+    surprise,
+    teaching_maps,
+)
 
 from radiodiff_diffusers import MeanMapModel, RadioDiffPipeline
 from radiodiff_diffusers.saving import open_to_others, tidy
@@ -29,15 +42,18 @@ CHANNELS = ["footprint", "detour_loss", "detour_turn", "log_distance"]
 CACHE = Path("data/mean_map_cache")
 
 
-def new_model(seed: int, physics: str, channels: list[str], widths: list[int]) -> MeanMapModel:
+ERROR_WEIGHT = 0.002  # of what the error map learns beside the map: it is not to lead
+
+
+def new_model(args: argparse.Namespace, seed: int = 0) -> MeanMapModel:
     torch.manual_seed(seed)
-    model = MeanMapModel(channels, physics, widths=widths)
+    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True)
     return model.to(memory_format=torch.channels_last)
 
 
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    model = new_model(args.seed, args.physics, args.channels, args.widths)
+    model = new_model(args, args.seed)
     print(f"{model.num_parameters():,} parameters", flush=True)
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -46,11 +62,7 @@ def train(args: argparse.Namespace) -> None:
     watched = {name: Maps([name], held_out.get(name, slice(None)), args.cache) for name in args.watch}
     resume, step, spent = args.out / "resume.pt", 0, 0.0
     if resume.exists():
-        saved = torch.load(resume, weights_only=True)
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["seconds"]
+        step, spent = load(resume, model, ema, optimizer)
     total, shown = args.hours * 3600, spent
     while spent < total:
         started = time.process_time()
@@ -60,8 +72,10 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = args.lr * min((step + 1) / 100, 1.0) * fall
         planes, maps, free = data.draw(rng, args.batch)
         with half_precision():
-            guess = model(planes)
+            guess, scale = model(planes, return_error=True)
+        wrong = guess.detach().clamp(-1, 1) - maps
         loss = on_free_ground(huber(guess, maps), maps, free)
+        loss = loss + ERROR_WEIGHT * surprise(wrong, scale.clamp_min(2e-3), free)  # from 0.1 dB
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if torch.isfinite(norm):
@@ -83,12 +97,7 @@ def train(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """The averaged weights in half precision, as the mean model of the pipeline in a folder, or alone in it."""
-    model = new_model(0, args.physics, args.channels, args.widths)
-    saved = torch.load(args.out / "resume.pt", weights_only=True)
-    model.load_state_dict(saved["model"])
-    ema = EMAModel(model.parameters())
-    ema.load_state_dict(saved["ema"])
-    ema.copy_to(model.parameters())
+    model = averaged(new_model(args), args.out)
     if not (args.folder / "model_index.json").exists():
         model.half().eval().save_pretrained(args.folder)
         open_to_others(list(args.folder.glob("*.safetensors")))

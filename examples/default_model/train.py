@@ -193,6 +193,12 @@ def mean_loss(model, planes, maps, free) -> torch.Tensor:
     return on_free_ground(huber(-drift, maps), maps, free)
 
 
+def surprise(wrong: torch.Tensor, scale: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+    """How little errors were to be expected from a Student distribution with two degrees of freedom: its tails are
+    heavy, as theirs are, and a few large ones do not lead."""
+    return ((1.5 * (1 + (wrong / scale).square() / 2).log() + scale.log()) * free).sum() / free.sum()
+
+
 def denoising_loss(model, scheduler, planes, maps, free, generator) -> torch.Tensor:
     """Drift and noise at any time, for those who take more than one step."""
     noise = torch.randn(maps.shape, generator=generator)
@@ -248,11 +254,7 @@ def train(
         start_from_physics(model)
         ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     if resume.exists():
-        saved = torch.load(resume, weights_only=True)
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done, spent = saved["step"], saved["seconds"]
+        done, spent = load(resume, model, ema, optimizer)
     started = last = time.process_time()
     total = hours * 3600
     log = (out / "log.jsonl").open("a")
@@ -295,12 +297,11 @@ def train(
 
 
 def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr: float, seed: int) -> None:
-    """Teach the second decoder to say at t = 1 how wrong the map is: the scale of a Student distribution with two
-    degrees of freedom round it. Its tails are heavy, as the errors' are: a few large ones do not lead.
+    """Teach the second decoder to say at t = 1 how wrong the map is (see `surprise`).
 
     All else stands still, so the maps stay what they are. A fifth of the batches keep it a noise decoder at t < 1.
     """
-    model, scheduler = averaged_model(out), ConstSDEScheduler()
+    model, scheduler = averaged(RadioDiffUNet2DModel(**MODEL), out), ConstSDEScheduler()
     model.requires_grad_(False).to(memory_format=torch.channels_last)
     decoder = model.noise_decoder.requires_grad_(True)
     ema = EMAModel(decoder.parameters(), decay=0.99)
@@ -321,8 +322,7 @@ def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr
             with half_precision():
                 output = model(torch.zeros_like(maps), torch.ones(batch), planes, return_error=True)
             drift, scale = output.sample.float()[:, :1], output.error.float().clamp_min(2e-3)  # 0.1 dB
-            wrong = -drift.clamp(-1, 1) - maps
-            loss = ((1.5 * (1 + (wrong / scale).square() / 2).log() + scale.log()) * free).sum() / free.sum()
+            loss = surprise(-drift.clamp(-1, 1) - maps, scale, free)
             running.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -335,15 +335,23 @@ def train_error_map(out: Path, train_sets: list[str], steps: int, batch: int, lr
     torch.save(decoder.state_dict(), out / "error_map.pt")
 
 
-def averaged_model(out: Path) -> RadioDiffUNet2DModel:
-    """The averaged weights of a run."""
-    model = RadioDiffUNet2DModel(**MODEL)
+def averaged(model: torch.nn.Module, out: Path) -> torch.nn.Module:
+    """A model of a run's kind with the averaged weights of that run."""
     saved = torch.load(out / "resume.pt", weights_only=True)
     model.load_state_dict(saved["model"])
     ema = EMAModel(model.parameters())
     ema.load_state_dict(saved["ema"])
     ema.copy_to(model.parameters())
     return model
+
+
+def load(path: Path, model, ema, optimizer) -> tuple[int, float]:
+    """Go on where `save` was called: the step, and the seconds spent so far."""
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    ema.load_state_dict(saved["ema"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["seconds"]
 
 
 def save(path: Path, model, ema, optimizer, step: int, seconds: float) -> None:
@@ -354,7 +362,7 @@ def save(path: Path, model, ema, optimizer, step: int, seconds: float) -> None:
 
 def export(out: Path, folder: Path, num_inference_steps: int) -> None:
     """The averaged weights as a pipeline folder, in half precision."""
-    model = averaged_model(out)
+    model = averaged(RadioDiffUNet2DModel(**MODEL), out)
     model.noise_decoder.load_state_dict(torch.load(out / "error_map.pt", weights_only=True))
     scheduler = ConstSDEScheduler(final_denoise=False, clip_sample=True)
     pipeline = RadioDiffPipeline(

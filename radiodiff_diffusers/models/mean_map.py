@@ -24,6 +24,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         physics_channel (`str`, defaults to `"detour_loss"`): Which of them is the loss that it corrects.
         patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
         widths (`list[int]`, defaults to `[16, 32, 64]`): Channels of the three levels.
+        error_map (`bool`, defaults to `False`): It also says how wrong the map may be (`return_error`).
     """
 
     @register_to_config
@@ -33,6 +34,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         physics_channel: str = "detour_loss",
         patch_size: int = 4,
         widths: list[int] = (16, 32, 64),
+        error_map: bool = False,
     ):
         super().__init__()
         check_channel_names(condition_channels)
@@ -55,19 +57,27 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(fine, folded, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)  # a fresh model says what the physics say
         nn.init.zeros_(self.conv_out.bias)
+        if error_map:
+            self.conv_error = nn.Conv2d(fine, folded, 3, padding=1)
 
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, planes: torch.Tensor, return_error: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
         The map of every scene of a batch.
 
         Args:
             planes (`torch.Tensor` of shape `(batch, channels, height, width)`): The planes of
                 `config.condition_channels`, in [-1, 1].
+            return_error (`bool`, defaults to `False`): Of a model with `error_map`: also give the scale of the map's
+                error, a Student distribution's with two degrees of freedom.
 
         Returns:
             `torch.Tensor` of shape `(batch, 1, height, width)`: the gain, in [-1, 1] where the model is sure to be on
-            the scale.
+            the scale; with `return_error` a tuple of it and of its error.
         """
+        if return_error and not self.config.error_map:
+            raise ValueError("return_error is for models whose config has error_map")
         names = self.config.condition_channels
         if planes.ndim != 4 or planes.shape[1] != len(names):
             raise ValueError(
@@ -87,8 +97,13 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         deep = self.block2(self.down2(middle))
         middle = self.block3(middle + F.interpolate(self.up2(deep), scale_factor=2.0))
         fine = self.block4(fine + F.interpolate(self.up1(middle), scale_factor=2.0))
-        correction = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(fine))), patch)
-        return physics.clamp(-1, 1) + correction[..., :height, :width].float()
+        fine = F.silu(self.norm_out(fine))
+
+        def unfolded(x: torch.Tensor) -> torch.Tensor:
+            return F.pixel_shuffle(x, patch)[..., :height, :width].float()
+
+        gain = physics.clamp(-1, 1) + unfolded(self.conv_out(fine))
+        return (gain, unfolded(self.conv_error(fine)).exp()) if return_error else gain
 
 
 class Block(nn.Module):
