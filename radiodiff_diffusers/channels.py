@@ -12,7 +12,7 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `free_space` | -147 dB and less | -47.84 dB and more | free-space gain on RadioMapSeer's scale |
 | `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along the dominant path, / 80 - 1 |
 | `detour_turn` | none | 80 dB and more | the part of it that is lost in turns, / 40 - 1 |
-| `coarse_loss`, `coarse_turn` | | | the same two from a search of every other pixel |
+| `coarse_loss`, `coarse_turn` | | | the same two from a search that takes every other pixel in the open |
 | `footprint` | free | covered | buildings on the map's own raster |
 | `reflected_loss` | 0 dB | 160 dB | loss beyond 1 m of the engine `reflected_rays`, / 80 - 1 |
 | `outlines_known` | walls are guessed from the mask | the scene has `polygons` | |

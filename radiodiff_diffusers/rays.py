@@ -51,8 +51,8 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coarse_detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The same from a search that takes every `COARSE_STEP`-th pixel only: exact in line of sight, read off between
-    in shadow."""
+    """The same from a search that takes every `COARSE_STEP`-th pixel in the open: exact in line of sight, read off
+    between in shadow."""
     from .engines.dominant_paths import PathLaws, path_losses, prepared
 
     memory = scene._planes

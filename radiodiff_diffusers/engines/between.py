@@ -1,9 +1,28 @@
-"""From a search that takes every few pixels to all pixels: exact in line of sight, read off between elsewhere."""
+"""Round a search that takes only some of the pixels: which, and how the others are read off between them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def choose_pixels(obstacle, x, y, step):
+    """The pixels that a search with this step takes: all beside a wall, a roof's edge or the transmitter, where ways
+    turn and lanes are narrow, and every so many in the open."""
+    height, width = obstacle.shape
+    chosen = np.zeros((height, width), np.bool_)
+    for row in range(height):
+        for column in range(width):
+            here = obstacle[row, column]
+            chosen[row, column] = row % step == 0 and column % step == 0
+            for r in range(max(row - 1, 0), min(row + 2, height)):
+                for c in range(max(column - 1, 0), min(column + 2, width)):
+                    if obstacle[r, c] != here:
+                        chosen[row, column] = True
+    top, left = int(np.floor(y)), int(np.floor(x))
+    chosen[max(top - step, 0) : top + step + 2, max(left - step, 0) : left + step + 2] = True
+    return chosen
 
 
 @njit(cache=True, nogil=True)
@@ -62,8 +81,9 @@ def _mark(x, y, points, corners, bounded, low_x, low_y, high_x, high_y, seen):
 
 @njit(cache=True, nogil=True)
 def fill_between(loss, turned, seen, obstacle, x, y, metres, climb, sight_exponent, step):
-    """Complete, in place, what a search of every `step`-th pixel found: pixels in `seen` by the law of line of sight,
-    the rest of the free ground as a mean of the searched pixels round it, those in shadow if there are any."""
+    """Complete, in place, what a search of some pixels found, every `step`-th at least: pixels in `seen` by the
+    law of line of sight, the rest of the free ground as a mean of the searched pixels round it, those in shadow if
+    there are any."""
     height, width = loss.shape
     for row in range(height):
         top = row // step * step
@@ -75,9 +95,9 @@ def fill_between(loss, turned, seen, obstacle, x, y, metres, climb, sight_expone
                 far = np.sqrt(((column - x) ** 2 + (row - y) ** 2) * metres * metres + climb * climb)
                 loss[row, column], turned[row, column] = 10.0 * sight_exponent * np.log10(max(far, 1.0)), 0.0
                 continue
-            first = column // step * step
-            if row == top and column == first and loss[row, column] < np.inf:
+            if loss[row, column] < np.inf:
                 continue
+            first = column // step * step
             total, of_loss, of_turn = 0.0, 0.0, 0.0
             for wider, only_shadow in ((0, True), (0, False), (step, False)):
                 for r in range(max(top - wider, 0), min(top + step + wider + 1, height), step):

@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 
 from ..scene import RadioMap, Scene
-from .between import fill_between, mark_sight
+from .between import choose_pixels, fill_between, mark_sight
 from .free_space_gain import loss_at_one_metre
 from .ground import Ground, build_ground, covered_area
 from .outlines import known_outlines, outlines
@@ -93,7 +93,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, step: int = 1, **la
     """The gain of the strongest single path to every pixel; the constants of `PathLaws` can be given by name.
 
     `city` is what `prepare(scene)` made, for many transmitters in one city. With a `step` of 2 or more the search
-    takes every so many pixels only, for a quick look at a large map: line of sight stays exact, shadows are read off
+    takes all pixels beside walls, but in the open every so many only: line of sight stays exact, shadows are read off
     between. Buildings come out at the scale's floor.
     """
     scene.require_transmitter("dominant_path")
@@ -119,8 +119,8 @@ def path_losses(scene: Scene, city: City, laws: PathLaws, step: int = 1) -> tupl
     """dB beyond the free-space loss at 1 m on every pixel (infinite in buildings, and where no path leads), and the
     part of them that is lost in turns.
 
-    With a `step` above 1 the search takes every so many pixels only, and the others in shadow are read off between
-    them.
+    With a `step` above 1 the search takes only every so many pixels in the open, and the others in shadow are read off
+    between them.
     """
     loss, turned = _losses_in(city.open, scene, laws, step)
     above = scene.car_height - min(scene.transmitter_height, scene.receiver_height)
@@ -144,25 +144,19 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
     passable = buildings & (rise > max(climb, 0.0))  # over roofs, where they are above both antennas
     obstacle = np.where(streets.blocked, np.where(passable, 1, 2), 0).astype(np.int8)
     ground = streets.ground
-    loss, turned = run_front(
-        x,
-        y,
-        home,
-        obstacle,
-        ground.triangle_of_pixel,
-        *ground.mesh,
-        scene.metres_per_pixel,
-        climb,
-        rise,
-        np.array(astuple(laws)),
-        step,
-    )
+    metres = scene.metres_per_pixel
+    in_sight = searched = np.empty((0, 0), bool)
     if step > 1:
-        seen = np.zeros(scene.shape, bool)
-        mark_sight(x, y, home, *ground.mesh, seen)
-        fill_between(loss, turned, seen, obstacle, x, y, scene.metres_per_pixel, climb, laws.sight_exponent, step)
+        in_sight, searched = np.zeros(scene.shape, bool), choose_pixels(obstacle, x, y, step)
+        mark_sight(x, y, home, *ground.mesh, in_sight)
+    loss, turned = run_front(
+        x, y, home, obstacle, ground.triangle_of_pixel, *ground.mesh, metres, climb, rise, np.array(astuple(laws)),
+        step, searched, in_sight,
+    )  # fmt: skip
+    if step > 1:
+        fill_between(loss, turned, in_sight, obstacle, x, y, metres, climb, laws.sight_exponent, step)
     rows, columns = np.nonzero(ground.on_wall)
-    distance = np.hypot(columns - x, rows - y) * scene.metres_per_pixel
+    distance = np.hypot(columns - x, rows - y) * metres
     in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
     loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), in_sight))
     return _close_gaps(loss, buildings), turned

@@ -27,7 +27,8 @@ OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 GRAZE = 0.02
 # Pixels between a roof's outermost pixel and its wall: from there both the roof and the ground below are seen.
 EDGE = 1.5
-TRANSMITTER = -1
+TRANSMITTER, NOBODY = -1, -2
+MOVES = np.array([(dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1) if dr or dc])
 
 
 @njit(inline="always", **OPTIONS)
@@ -130,13 +131,28 @@ def turn_loss(ax, ay, az, bx, by, bz, laws):
 
 
 @njit(**OPTIONS)
-def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws, step):
+def _is_open(obstacle, searched, r, c, dr, dc, step):
+    """Whether all is of one kind on the way to the pixel `step` on, and the front does not go that way in any case."""
+    every = True
+    for k in range(1, step + 1):
+        if obstacle[r + k * dr, c + k * dc] != obstacle[r, c]:
+            return False
+        every = every and searched[r + k * dr, c + k * dc]
+    return not every
+
+
+@njit(**OPTIONS)
+def run_front(
+    x, y, home, obstacle, triangle_of_pixel, points, triangles, neighbours, metres, climb, rise, laws, coarse,
+    searched, in_sight,
+):  # fmt: skip
     """Loss in dB beyond 1 m on every free pixel, and the part of it that is lost in turns; infinite and 0 on
     obstacles and where no way leads.
 
     `obstacle` is 0 on free pixels, 1 on roofs, 2 where no way leads at all. `rise` is how high roofs are above the
-    receivers, `climb` how high the transmitter is above them. With a `step` above 1 the front takes every so many
-    pixels only, and all others stay infinite; ways still turn at any pixel.
+    receivers, `climb` how high the transmitter is above them. With `coarse` above 1 the front takes the pixels in
+    `searched` only (see `choose_pixels`), with leaps of so many pixels where it is open, and those in `in_sight` are
+    known to see the transmitter; the others stay infinite.
     """
     height, width = obstacle.shape
     n = height * width
@@ -144,6 +160,7 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
     loss = np.full(n, np.inf)
     turning_point = np.full(n, TRANSMITTER, np.int64)
     settled = np.zeros(n, np.bool_)
+    unseen = np.full(n, NOBODY, np.int64)  # the last turning point that was found not to see a pixel
     # Of the way to a settled pixel, should it become a turning point: length, dB of the turns before it, direction of
     # arrival.
     length, turned = np.zeros(n), np.zeros(n)
@@ -151,9 +168,9 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
 
     front = [(0.0, 0)]
     front.pop()
-    row, column = int(np.floor(y / step + 0.5)) * step, int(np.floor(x / step + 0.5)) * step
-    for r in range(max(row - step, 0), min(row + step + 1, height), step):
-        for c in range(max(column - step, 0), min(column + step + 1, width), step):
+    row, column = int(np.floor(y + 0.5)), int(np.floor(x + 0.5))
+    for r in range(max(row - 1, 0), min(row + 2, height)):
+        for c in range(max(column - 1, 0), min(column + 2, width)):
             if obstacle[r, c] == 0:
                 end, _, _ = walk(float(c), float(r), triangle_of_pixel[r, c], x, y, points, triangles, neighbours)
                 if end >= 0:
@@ -180,78 +197,71 @@ def run_front(x, y, home, obstacle, triangle_of_pixel, points, triangles, neighb
         if t != TRANSMITTER:
             turned[p] += turn_loss(arrive_x[t], arrive_y[t], arrive_z[t], arrive_x[p], arrive_y[p], arrive_z[p], laws)
 
-        for dr in range(-1, 2):
-            for dc in range(-1, 2):
-                r2, c2 = r + dr * step, c + dc * step
-                if r2 < 0 or c2 < 0 or r2 >= height or c2 >= width or obstacle[r2, c2] == 2:
+        may_leap = coarse > 1 and r % coarse == 0 and c % coarse == 0
+        for move in range(16 if may_leap else 8):  # to the eight next to it, then to those a leap away
+            step = 1 if move < 8 else coarse
+            dr, dc = MOVES[move % 8, 0], MOVES[move % 8, 1]
+            r2, c2 = r + dr * step, c + dc * step
+            if r2 < 0 or c2 < 0 or r2 >= height or c2 >= width or obstacle[r2, c2] == 2:
+                continue
+            if coarse > 1 and not searched[r2, c2]:
+                continue
+            if step > 1 and not _is_open(obstacle, searched, r, c, dr, dc, step):
+                continue
+            q = r2 * width + c2
+            if settled[q]:
+                continue
+            to_roof = obstacle[r2, c2] != 0
+            qz = rise if to_roof else 0.0
+            s, sx, sy, sz, length_s, turned_s = t, tx, ty, tz, length_t, turned_t
+            if to_roof and t_on_roof:
+                # From roof to roof nothing is in the way, so an earlier turning point on a roof is seen as well.
+                while (
+                    turning_point[s] != TRANSMITTER
+                    and obstacle[turning_point[s] // width, turning_point[s] % width] != 0
+                ):
+                    s = turning_point[s]
+                sx, sy, length_s, turned_s = float(s % width), float(s // width), length[s], turned[s]
+            if turning_point[q] == s and loss[q] < np.inf:  # another neighbour has said so
+                continue
+            dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
+            far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
+            if s == TRANSMITTER:
+                here = (shadow if to_roof else sight) * np.log10(max(far, 1.0))
+            else:
+                here = shadow * np.log10(max(far, 1.0)) + turned_s
+                here += turn_loss(arrive_x[s], arrive_y[s], arrive_z[s], dx, dy, dz, laws)
+            if here >= loss[q]:
+                continue
+            if unseen[q] == s:
+                seen = False
+            elif to_roof and t_on_roof:
+                seen = True
+            elif coarse > 1 and s == TRANSMITTER and not to_roof:
+                seen = in_sight[r2, c2]
+            elif to_roof:
+                start = home if s == TRANSMITTER else triangle_of_pixel[s // width, s % width]
+                end, wx, wy = walk(sx, sy, start, float(c2), float(r2), points, triangles, neighbours)
+                seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE
+            else:
+                end, wx, wy = walk(
+                    float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours
+                )
+                seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE)
+            if not seen:
+                unseen[q] = s
+                s, sx, sy, sz, length_s, turned_s = p, c, r, (rise if on_roof else 0.0), length[p], turned[p]
+                ax, ay, az = arrive_x[p], arrive_y[p], arrive_z[p]
+                if ax == 0.0 and ay == 0.0:
                     continue
-                q = r2 * width + c2
-                if settled[q]:
-                    continue
-                to_roof = obstacle[r2, c2] != 0
-                qz = rise if to_roof else 0.0
-                s, sx, sy, sz, length_s, turned_s = t, tx, ty, tz, length_t, turned_t
-                if to_roof and t_on_roof:
-                    # From roof to roof nothing is in the way, so an earlier turning point on a roof is seen as well.
-                    while (
-                        turning_point[s] != TRANSMITTER
-                        and obstacle[turning_point[s] // width, turning_point[s] % width] != 0
-                    ):
-                        s = turning_point[s]
-                    sx, sy, length_s, turned_s = float(s % width), float(s // width), length[s], turned[s]
                 dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
                 far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
-                if s == TRANSMITTER:
-                    here = (shadow if to_roof else sight) * np.log10(max(far, 1.0))
-                else:
-                    here = shadow * np.log10(max(far, 1.0)) + turned_s
-                    here += turn_loss(arrive_x[s], arrive_y[s], arrive_z[s], dx, dy, dz, laws)
+                here = shadow * np.log10(max(far, 1.0)) + turned_s
+                here += turn_loss(ax, ay, az, dx, dy, dz, laws)
                 if here >= loss[q]:
                     continue
-                if to_roof and t_on_roof:
-                    seen = True
-                elif to_roof:
-                    start = home if s == TRANSMITTER else triangle_of_pixel[s // width, s % width]
-                    end, wx, wy = walk(sx, sy, start, float(c2), float(r2), points, triangles, neighbours)
-                    seen = end >= 0 or np.hypot(wx - c2, wy - r2) <= EDGE * step
-                else:
-                    end, wx, wy = walk(
-                        float(c2), float(r2), triangle_of_pixel[r2, c2], sx, sy, points, triangles, neighbours
-                    )
-                    seen = end >= 0 or (t_on_roof and np.hypot(wx - sx, wy - sy) <= EDGE * step)
-                if not seen:
-                    s, sx, sy, sz, length_s, turned_s = p, c, r, (rise if on_roof else 0.0), length[p], turned[p]
-                    ax, ay, az = arrive_x[p], arrive_y[p], arrive_z[p]
-                    # between the front's pixels: the last one on the way from p that t sees (on the ground)
-                    for k in range(1, 1 if on_roof else step):
-                        r3, c3 = r + k * dr, c + k * dc
-                        m = r3 * width + c3
-                        if obstacle[r3, c3] != 0 or (settled[m] and turning_point[m] != t):
-                            break
-                        end, wx, wy = walk(
-                            float(c3), float(r3), triangle_of_pixel[r3, c3], tx, ty, points, triangles, neighbours
-                        )
-                        if end < 0 and not (t_on_roof and np.hypot(wx - tx, wy - ty) <= EDGE * step):
-                            break
-                        s, sx, sy = m, c3, r3
-                    if s != p:
-                        ax, ay, az = (sx - tx) * metres, (sy - ty) * metres, sz - tz
-                        length_s, turned_s = length_t + np.sqrt(ax * ax + ay * ay + az * az), turned_t
-                        if t != TRANSMITTER:
-                            turned_s += turn_loss(arrive_x[t], arrive_y[t], arrive_z[t], ax, ay, az, laws)
-                    if ax == 0.0 and ay == 0.0:
-                        continue
-                    dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
-                    far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
-                    here = shadow * np.log10(max(far, 1.0)) + turned_s
-                    here += turn_loss(ax, ay, az, dx, dy, dz, laws)
-                    if here >= loss[q]:
-                        continue
-                    if s != p:
-                        settled[s], turning_point[s], length[s], turned[s] = True, t, length_s, turned_s
-                        arrive_x[s], arrive_y[s], arrive_z[s] = ax, ay, az
-                loss[q], turning_point[q] = here, s
-                heapq.heappush(front, (here, q))
+            loss[q], turning_point[q] = here, s
+            heapq.heappush(front, (here, q))
 
     loss, turned = loss.reshape(height, width), turned.reshape(height, width)
     for r in range(height):
