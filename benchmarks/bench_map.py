@@ -46,7 +46,7 @@ def main() -> None:
             lambda: [dominant_path(scene, city=city) for scene in fresh()],
             args.count,
         ),
-        "engine, every other pixel, one map": (lambda: dominant_path(fresh()[0], step=2), 1),
+        "engine, step 2, one map": (lambda: dominant_path(fresh()[0], step=2), 1),
         "default model, one map": (lambda: pipe(fresh()[0]), 1),
         f"default model, {args.count} at once": (lambda: pipe(fresh()), args.count),
     }

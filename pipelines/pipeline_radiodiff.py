@@ -115,7 +115,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         if unet is not None:
             check_channels(unet.config.condition_channels)
         if mean_model is not None:
-            check_channels(mean_model.config.condition_channels)
+            check_channels(mean_model.error_channels)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, mean_model=mean_model)
         self.register_to_config(
             num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map, wall_jitter=wall_jitter
@@ -179,8 +179,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
     def _listed(self, scene: Scene | list[Scene] | torch.Tensor) -> list[Scene] | list[torch.Tensor]:
         """What was given as a list of scenes, or of condition planes `(channels, height, width)`."""
-        channels = self.condition_channels
         if isinstance(scene, torch.Tensor):
+            channels = self.condition_channels
             planes = scene[None] if scene.ndim == 3 else scene
             if planes.ndim != 4 or planes.shape[1] != len(channels):
                 raise ValueError(
@@ -366,15 +366,16 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
         own = _one_each(generator, len(given))
         self._interrupt = False
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        device = self._execution_device
+        self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
         # 2. The samples of every scene
         if one_step and output_type != "latent" and self._has_mean_model_for(given[0], callback_on_step_end):
-            samples = self._mean_maps(given, num_maps, own, tile_size, tile_overlap)
+            samples = self._mean_maps(given, num_maps, own, tile_size, tile_overlap, device)
         else:
             samples = self._diffused_maps(
-                given, num_maps, own, one_step, latents, tile_size, tile_overlap, output_type == "latent",
+                given, num_maps, own, one_step, latents, tile_size, tile_overlap, device, output_type == "latent",
                 callback_on_step_end, callback_on_step_end_tensor_inputs,
             )  # fmt: skip
 
@@ -393,12 +394,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return False
         return not self.active_adapters
 
-    def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap) -> list[torch.Tensor]:
+    def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap, device) -> list[torch.Tensor]:
         """Every scene's samples by the mean model: its one map, or several round it as far off as it expects to be.
         Of a model that tells no errors they are all the same."""
-        conditions = self.prepare_conditions(scenes, self.mean_model.config.condition_channels)
-        with_error = num_maps > 1 and self.mean_model.config.error_map
-        device = self._execution_device
+        model = self.mean_model
+        with_error = num_maps > 1 and model.config.error_map
+        channels = model.error_channels if with_error else model.config.condition_channels
+        conditions = self.prepare_conditions(scenes, channels)
         batches = list(self._batches(conditions, 1, tile_size, tile_overlap))
         samples: list[torch.Tensor | None] = [None] * len(scenes)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches)) as progress:
@@ -406,7 +408,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 condition = torch.stack([conditions[row] for row in rows])
 
                 def map_of(tile: _Tile, condition=condition) -> torch.Tensor:
-                    made = self.mean_model(condition[tile.window].to(device), return_error=with_error)
+                    made = model(condition[tile.window].to(device), return_error=with_error)
                     progress.update()
                     return torch.cat(made, dim=1) if with_error else made
 
@@ -419,7 +421,18 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return samples
 
     def _diffused_maps(
-        self, given, num_maps, own, one_step, latents, tile_size, tile_overlap, keep_latents, callback, callback_names
+        self,
+        given,
+        num_maps,
+        own,
+        one_step,
+        latents,
+        tile_size,
+        tile_overlap,
+        device,
+        keep_latents,
+        callback,
+        callback_names,
     ) -> list[torch.Tensor]:
         """Every scene's samples (or latents) by the scheduler's steps. Scenes of one size share batches; a map too
         large for one piece goes alone, in tiles."""
@@ -437,7 +450,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                     torch.stack([conditions[row] for row in rows]),
                     [generators[row] for row in rows],
                     None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
-                    draws, tiles, self._execution_device, keep_latents, progress, callback, callback_names,
+                    draws, tiles, device, keep_latents, progress, callback, callback_names,
                 )  # fmt: skip
                 for row, result in zip(rows, final.split(draws), strict=True):
                     results[row] = result

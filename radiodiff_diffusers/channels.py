@@ -13,6 +13,7 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along the dominant path, / 80 - 1 |
 | `detour_turn` | none | 80 dB and more | the part of it that is lost in turns, / 40 - 1 |
 | `coarse_loss`, `coarse_turn` | | | the same two from a search that takes every other pixel in the open |
+| `rough_loss` | 0 dB | 160 dB | the same loss from a search of every third pixel in the open |
 | `footprint` | free | covered | buildings on the map's own raster |
 | `reflected_loss` | 0 dB | 160 dB | loss beyond 1 m of the engine `reflected_rays`, / 80 - 1 |
 | `outlines_known` | walls are guessed from the mask | the scene has `polygons` | |
@@ -38,7 +39,13 @@ from .scene import STEP, GainScale, Scene
 Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
 
-DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
+DETOUR_CHANNELS = {
+    "detour_loss",
+    "detour_turn",
+    "coarse_loss",
+    "coarse_turn",
+    "rough_loss",
+}  # these need a city prepared
 WALL_NAMES = ("_outlines", "_footprint", "_city")  # in a scene's memory: what does not depend on the transmitter
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
@@ -190,6 +197,11 @@ def coarse_loss(scene: Scene) -> np.ndarray:
 @register_channel("coarse_turn")
 def coarse_turn(scene: Scene) -> np.ndarray:
     return np.clip(_rays().coarse_detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
+
+
+@register_channel("rough_loss")
+def rough_loss(scene: Scene) -> np.ndarray:
+    return np.clip(_rays().coarse_detour(scene, _rays().ROUGH_STEP)[0] / 80.0 - 1.0, -1.0, 1.0)
 
 
 @register_channel("footprint")

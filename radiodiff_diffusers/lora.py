@@ -33,8 +33,9 @@ class LoraLoaderMixin(LoraBaseMixin):
     def active_adapters(self) -> list[str]:
         """Names of the adapters that change what the model says now."""
         model = getattr(self, self._lora_loadable_modules[0])
-        active = model.active_adapters() if getattr(model, "peft_config", None) else []
-        return [] if _adapters_are_off(model) else active
+        if not getattr(model, "peft_config", None) or _adapters_are_off(model):
+            return []
+        return model.active_adapters()
 
     @property
     def condition_channels(self) -> list[str]:

@@ -75,6 +75,60 @@ def test_it_is_saved_with_its_pipeline_and_loads_again(model, tmp_path):
     assert without.mean_model is None
 
 
+def test_several_maps_are_spread_by_the_error_that_it_learnt():
+    """Where the second look tells another loss than the first, and only there, the map is wrong in what it is taught."""
+    torch.manual_seed(0)
+    model = MeanMapModel(widths=[8, 16, 16], error_map=True, second_look="rough_loss")
+    planes = torch.zeros(2, 5, 32, 32)
+    planes[:, 4, :, 16:] = 0.5
+    wrong = torch.where(planes[:, 4:] > 0, 0.3, 0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        error = model(planes, return_error=True)[1]
+        (1.5 * (1 + (wrong / error).square() / 2).log() + error.log()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert error[..., 20:].mean() > 5 * error[..., :12].mean()
+
+    unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"])
+    pipe = RadioDiffPipeline(unet, ConstSDEScheduler(), num_inference_steps=1, mean_map=True, mean_model=model.eval())
+    pipe.set_progress_bar_config(disable=True)
+    scene = scene_of()
+    single, several = pipe(scene).maps[0], pipe(scene, num_maps=6, generator=0)
+    assert several.samples[0].shape == (6, *scene.shape) and single.std_db is None
+    planes = torch.stack(pipe.prepare_conditions([scene], model.error_channels))
+    expected = model(planes, return_error=True)[1][0, 0].detach().numpy() * 49.58 * 4.3 / 2
+    sure = several.maps[0].gain_db > -140  # nothing of a sample was cut off
+    sure &= single.gain_db + 3 * expected < -48
+    np.testing.assert_allclose(several.maps[0].std_db[sure], expected[sure], rtol=0.02)
+    np.testing.assert_allclose(several.maps[0].gain_db[sure], single.gain_db[sure], atol=0.02)
+    again = pipe(scene, num_maps=6, generator=0, tile_size=32)
+    assert np.isfinite(again.maps[0].std_db).all() and again.samples[0].shape == (6, *scene.shape)
+    with pytest.raises(ValueError, match="error_map"):
+        MeanMapModel(widths=[8, 16, 16])(planes[:, :4], return_error=True)
+    with pytest.raises(ValueError, match="rough_loss"):
+        model(planes[:, :4], return_error=True)
+
+
+def test_scenes_of_one_city_share_their_walls(model, monkeypatch):
+    from radiodiff_diffusers.engines import dominant_paths
+
+    pipe = RadioDiffPipeline(
+        RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"]), ConstSDEScheduler(), num_inference_steps=1,
+        mean_map=True, mean_model=model,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    city, other = scene_of(), Scene(scene_of().buildings[::-1].copy(), (5.0, 6.0))
+    places = [(5.0, 6.0), (50.0, 40.0), (45.0, 8.0)]
+    alone = [pipe(city.replace(transmitter=place)).maps[0].gain_db for place in places] + [pipe(other).maps[0].gain_db]
+    prepared, calls = dominant_paths.prepare, []
+    monkeypatch.setattr(dominant_paths, "prepare", lambda scene: calls.append(1) or prepared(scene))
+    scenes = [Scene(city.buildings.copy(), place) for place in places] + [other.replace()]
+    for one, gain in zip(pipe(scenes).maps, alone, strict=True):
+        np.testing.assert_allclose(one.gain_db, gain, atol=1e-3)
+    assert len(calls) == 2
+
+
 def test_wrong_ones_are_one_line(model):
     with pytest.raises(ValueError, match="the planes being footprint, detour_loss"):
         model(torch.zeros(1, 3, 32, 32))

@@ -1,7 +1,8 @@
-"""Train the network that gives the default model's map in one pass: the dominant path, and what a mask hides of it.
+"""Train the network that gives the default model's map in one pass: what a quick search for the dominant path and a
+mask leave out, and how wrong the map may still be.
 
     python examples/default_model/mean_map.py prepare --data data/made_up data/towns data/florence
-    python examples/default_model/mean_map.py train --out runs/mean_map --hours 0.6
+    python examples/default_model/mean_map.py train --out runs/mean_map --hours 0.3
     python examples/default_model/mean_map.py export --out runs/mean_map
 
 `prepare` computes every scene's channels once; `train` goes on where it stopped; `export` puts the averaged weights
@@ -38,7 +39,8 @@ from train import (
 from radiodiff_diffusers import MeanMapModel, RadioDiffPipeline
 from radiodiff_diffusers.saving import open_to_others, tidy
 
-CHANNELS = ["footprint", "detour_loss", "detour_turn", "log_distance"]
+CHANNELS = ["footprint", "coarse_loss", "coarse_turn", "log_distance"]
+SECOND_LOOK = "rough_loss"
 CACHE = Path("data/mean_map_cache")
 
 
@@ -47,7 +49,7 @@ ERROR_WEIGHT = 0.002  # of what the error map learns beside the map: it is not t
 
 def new_model(args: argparse.Namespace, seed: int = 0) -> MeanMapModel:
     torch.manual_seed(seed)
-    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True)
+    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True, second_look=args.second)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -64,6 +66,10 @@ def train(args: argparse.Namespace) -> None:
     if resume.exists():
         step, spent = load(resume, model, ema, optimizer)
     total, shown = args.hours * 3600, spent
+
+    def one_map(planes):
+        return model(planes[:, : len(args.channels)])
+
     while spent < total:
         started = time.process_time()
         rng = np.random.default_rng([args.seed, step])
@@ -88,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
             shown = spent
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
-            scores = {name: score(model, maps, 40) for name, maps in watched.items()}
+            scores = {name: score(one_map, maps, 40) for name, maps in watched.items()}
             row = {"step": step, "hours": round(spent / 3600, 3), "loss": round(loss.item(), 5), **scores}
             print(json.dumps(row), flush=True)
             ema.restore(model.parameters())
@@ -120,23 +126,25 @@ def main() -> None:
     train_command, export_command = commands.add_parser("train"), commands.add_parser("export")
     for command in (*commands.choices.values(),):
         command.add_argument("--channels", nargs="+", default=CHANNELS)
+        command.add_argument("--second", default=SECOND_LOOK, help="one more channel, for the error map only")
         command.add_argument("--cache", type=Path, default=CACHE, help="where the prepared channels lie")
     for command in (train_command, export_command):
         command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--physics", default="detour_loss", help="the channel whose map is corrected")
+        command.add_argument("--physics", default="coarse_loss", help="the channel whose map is corrected")
         command.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64])
     train_command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     train_command.add_argument(
         "--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way"
     )
-    train_command.add_argument("--hours", type=float, default=0.6, help="of processor time")
+    train_command.add_argument("--hours", type=float, default=0.3, help="of processor time")
     train_command.add_argument("--batch", type=int, default=8)
-    train_command.add_argument("--lr", type=float, default=2e-3)
+    train_command.add_argument("--lr", type=float, default=1e-3)
     train_command.add_argument("--seed", type=int, default=0)
     export_command.add_argument("--folder", type=Path, default=Path("radiodiff_diffusers/default_model"))
     args = parser.parse_args()
     if args.command == "prepare":
-        prepare(args.data, args.workers, args.simulation, args.channels, args.cache)
+        channels = [*args.channels, *([args.second] if args.second else [])]
+        prepare(args.data, args.workers, args.simulation, channels, args.cache)
     elif args.command == "train":
         train(args)
     else:

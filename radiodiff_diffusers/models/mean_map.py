@@ -25,6 +25,8 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
         widths (`list[int]`, defaults to `[16, 32, 64]`): Channels of the three levels.
         error_map (`bool`, defaults to `False`): It also says how wrong the map may be (`return_error`).
+        second_look (`str`, *optional*): One more plane, a loss by another way of computing it, that only the error map
+            needs: where both ways differ, neither is to be trusted.
     """
 
     @register_to_config
@@ -35,9 +37,10 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         patch_size: int = 4,
         widths: list[int] = (16, 32, 64),
         error_map: bool = False,
+        second_look: str | None = None,
     ):
         super().__init__()
-        check_channel_names(condition_channels)
+        check_channel_names([*condition_channels, *([second_look] if second_look else [])])
         if physics_channel not in condition_channels:
             raise ValueError(f"physics_channel {physics_channel!r} is none of {', '.join(condition_channels)}")
         if patch_size < 1 or len(widths) != 3:
@@ -58,7 +61,16 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.weight)  # a fresh model says what the physics say
         nn.init.zeros_(self.conv_out.bias)
         if error_map:
-            self.conv_error = nn.Conv2d(fine, folded, 3, padding=1)
+            seen = fine if second_look is None else fine + folded
+            self.error_head = nn.Sequential(
+                nn.Conv2d(seen, fine, 3, padding=1), nn.SiLU(), nn.Conv2d(fine, folded, 3, padding=1)
+            )
+
+    @property
+    def error_channels(self) -> list[str]:
+        """The planes it sees where it is asked for its error, in order."""
+        second = self.config.second_look
+        return [*self.config.condition_channels, *([second] if second else [])]
 
     def forward(
         self, planes: torch.Tensor, return_error: bool = False
@@ -68,7 +80,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
 
         Args:
             planes (`torch.Tensor` of shape `(batch, channels, height, width)`): The planes of
-                `config.condition_channels`, in [-1, 1].
+                `config.condition_channels` (with `return_error` of `error_channels`), in [-1, 1].
             return_error (`bool`, defaults to `False`): Of a model with `error_map`: also give the scale of the map's
                 error, a Student distribution's with two degrees of freedom.
 
@@ -78,32 +90,47 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         """
         if return_error and not self.config.error_map:
             raise ValueError("return_error is for models whose config has error_map")
-        names = self.config.condition_channels
+        names = self.error_channels if return_error else self.config.condition_channels
         if planes.ndim != 4 or planes.shape[1] != len(names):
             raise ValueError(
                 f"the planes have shape {tuple(planes.shape)}; this model takes (batch, {len(names)}, height, width), "
                 f"the planes being {', '.join(names)}"
             )
         height, width = planes.shape[-2:]
-        loss = planes[:, names.index(self.config.physics_channel)][:, None].float()
-        physics = (GAIN_AT_ONE_METRE - GAIN_MIDDLE - LOSS_RANGE / 2 * (loss + 1)) / GAIN_HALF_RANGE
+        physics = _map_of(planes[:, names.index(self.config.physics_channel)][:, None])
+        second = planes[:, -1:] if return_error and self.config.second_look else None
+        planes = planes[:, : len(self.config.condition_channels)]
 
         patch = self.config.patch_size
         side = 4 * patch  # of what the deepest level counts as one
-        x = F.pad(planes.to(self.conv_in.weight.dtype), (0, -width % side, 0, -height % side), mode="replicate")
-        x = F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
-        fine = self.conv_in(x)
+
+        def folded(x: torch.Tensor) -> torch.Tensor:
+            x = F.pad(x.to(self.conv_in.weight.dtype), (0, -width % side, 0, -height % side), mode="replicate")
+            return F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
+
+        def unfolded(x: torch.Tensor) -> torch.Tensor:
+            return F.pixel_shuffle(x, patch)[..., :height, :width].float()
+
+        fine = self.conv_in(folded(planes))
         middle = self.block1(self.down1(fine))
         deep = self.block2(self.down2(middle))
         middle = self.block3(middle + F.interpolate(self.up2(deep), scale_factor=2.0))
         fine = self.block4(fine + F.interpolate(self.up1(middle), scale_factor=2.0))
         fine = F.silu(self.norm_out(fine))
 
-        def unfolded(x: torch.Tensor) -> torch.Tensor:
-            return F.pixel_shuffle(x, patch)[..., :height, :width].float()
+        gain = physics + unfolded(self.conv_out(fine))
+        if not return_error:
+            return gain
+        if second is not None:
+            apart = (gain.detach() - _map_of(second)).abs().sqrt()  # small differences count, too
+            fine = torch.cat([fine, folded(apart)], dim=1)
+        return gain, unfolded(self.error_head(fine)).exp()
 
-        gain = physics.clamp(-1, 1) + unfolded(self.conv_out(fine))
-        return (gain, unfolded(self.conv_error(fine)).exp()) if return_error else gain
+
+def _map_of(loss: torch.Tensor) -> torch.Tensor:
+    """The map, in [-1, 1], that a plane of losses stands for."""
+    gain = GAIN_AT_ONE_METRE - LOSS_RANGE / 2 * (loss.float() + 1)
+    return ((gain - GAIN_MIDDLE) / GAIN_HALF_RANGE).clamp(-1, 1)
 
 
 class Block(nn.Module):
