@@ -178,6 +178,19 @@ def run_front(
                     loss[q] = sight * np.log10(max(np.hypot(c - x, r - y) * metres, 1.0))
                     heapq.heappush(front, (loss[q], q))
 
+    if coarse > 1:  # what is in sight is known; only from its rim do ways turn
+        for r in range(height):
+            for c in range(width):
+                if in_sight[r, c] and obstacle[r, c] == 0:
+                    q = r * width + c
+                    far = np.sqrt(((c - x) ** 2 + (r - y) ** 2) * metres * metres + climb * climb)
+                    loss[q] = sight * np.log10(max(far, 1.0))
+                    for move in range(8):
+                        r2, c2 = r + MOVES[move, 0], c + MOVES[move, 1]
+                        if 0 <= r2 < height and 0 <= c2 < width and not in_sight[r2, c2]:
+                            heapq.heappush(front, (loss[q], q))
+                            break
+
     while len(front) > 0:
         _, p = heapq.heappop(front)
         if settled[p]:
@@ -230,6 +243,8 @@ def run_front(
                 here = (shadow if to_roof else sight) * np.log10(max(far, 1.0))
             else:
                 here = shadow * np.log10(max(far, 1.0)) + turned_s
+                if here + laws[2] >= loss[q]:  # whatever the angle
+                    continue
                 here += turn_loss(arrive_x[s], arrive_y[s], arrive_z[s], dx, dy, dz, laws)
             if here >= loss[q]:
                 continue
@@ -257,6 +272,8 @@ def run_front(
                 dx, dy, dz = (c2 - sx) * metres, (r2 - sy) * metres, qz - sz
                 far = length_s + np.sqrt(dx * dx + dy * dy + dz * dz)
                 here = shadow * np.log10(max(far, 1.0)) + turned_s
+                if here + laws[2] >= loss[q]:
+                    continue
                 here += turn_loss(ax, ay, az, dx, dy, dz, laws)
                 if here >= loss[q]:
                     continue
