@@ -84,8 +84,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         mean_map (`bool`, defaults to `False`): The model was trained to give the mean map in one step from no noise at
             all: where one step is asked, a single map starts from zeros.
         wall_jitter (`float`, defaults to 0): A mask shows walls to a pixel. Where several maps of a scene without
-            outlines are asked, each sees the walls moved by up to this many pixels, so that their spread tells what
-            the picture leaves open.
+            outlines are asked of the U-Net, each sees the walls moved by up to this many pixels, so that their spread
+            tells what the picture leaves open.
         mean_model ([`MeanMapModel`], *optional*): Gives that mean map of a scene in the U-Net's place, in a fraction
             of the time, and how wrong it may be. An adapter of the U-Net, noise to start from, or ready condition
             planes keep to the U-Net.
@@ -211,7 +211,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         channels = channels or self.condition_channels
         with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
             if len(given) > 1 and DETOUR_CHANNELS & set(channels):
-                share_walls(given, pool)
+                share_walls(given, channels, pool)
             return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
 
     def _views(self, given: list, num_maps: int, generators: list, one_step: bool) -> tuple[list, list, list[int]]:
@@ -333,8 +333,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 holds ready condition planes, `(batch, channels, height, width)` in [-1, 1].
             num_inference_steps (`int`, *optional*): Steps of the scheduler; the model's own number where left out.
             num_maps (`int`, defaults to 1): Samples a scene. Several give their mean and standard deviation. What
-                tells them apart is noise; in a model with `wall_jitter` where the walls are; in a model with an error
-                map how far each is off, by the error that it expects.
+                tells them apart is noise; with an error map (the mean model's, or else the U-Net's) how far each is
+                off, by the error that is expected; of a U-Net with `wall_jitter` also where the walls are.
             generator (`torch.Generator` or `int`, or a list with one for each scene, *optional*): Decides everything
                 that is random. One generator (or a seed) serves every scene from its present state, so that a scene's
                 map does not depend on the others in the call.
@@ -363,7 +363,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         one_step = steps == 1 and latents is None and self.config.mean_map
         if self.config.mean_map and self.config.num_inference_steps == 1 < steps:
             logger.warning("this model was made to give its map in one step: %d steps give a far worse one", steps)
-        self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
         own = _one_each(generator, len(given))
         self._interrupt = False
         device = self._execution_device
@@ -395,13 +394,17 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return not self.active_adapters
 
     def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap, device) -> list[torch.Tensor]:
-        """Every scene's samples by the mean model: its one map, or several round it as far off as it expects to be.
-        Of a model that tells no errors they are all the same."""
-        model = self.mean_model
-        with_error = num_maps > 1 and model.config.error_map
+        """Every scene's samples by the mean model: its one map, or several round it, as far off as it expects to
+        be."""
+        model, with_error = self.mean_model, num_maps > 1
+        if with_error and not model.config.error_map:
+            raise ValueError(
+                "the mean model does not say how wrong its maps are (error_map), so several of a scene would be the "
+                "same: ask for one, or set pipe.mean_model = None for the U-Net's"
+            )
         channels = model.error_channels if with_error else model.config.condition_channels
         conditions = self.prepare_conditions(scenes, channels)
-        batches = list(self._batches(conditions, 1, tile_size, tile_overlap))
+        batches = list(self._batches(conditions, 1, tile_size, tile_overlap, factor=1))
         samples: list[torch.Tensor | None] = [None] * len(scenes)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches)) as progress:
             for rows, tiles in batches:
@@ -414,10 +417,9 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
                 for row, whole in zip(rows, _blended(tiles, map(map_of, tiles)), strict=True):
                     if with_error:
-                        gain, error = whole[:1], whole[1:] * HALF_OF_95_PERCENT
-                        samples[row] = _samples_round(gain, error, num_maps, generators[row])
-                    else:
-                        samples[row] = whole[None].expand(num_maps, -1, -1, -1)
+                        deviation = whole[1:] * HALF_OF_95_PERCENT
+                        whole = _samples_round(whole[:1], deviation, num_maps, generators[row])
+                    samples[row] = whole.reshape(num_maps, 1, *whole.shape[-2:])
         return samples
 
     def _diffused_maps(
@@ -442,7 +444,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
         draws = 1 if self._error_wanted or walls_move else num_maps
         conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
-        batches = list(self._batches(conditions, draws, tile_size, tile_overlap))
+        batches = list(self._batches(conditions, draws, tile_size, tile_overlap, self.vae_scale_factor))
         results: list[torch.Tensor | None] = [None] * len(conditions)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
             for rows, tiles in batches:
@@ -469,14 +471,16 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         native = self.unet.config.sample_size
         return (native if isinstance(native, int) else max(native)) * self.vae_scale_factor
 
-    def _batches(self, conditions, num_maps, tile_size, tile_overlap) -> Iterator[tuple[list[int], list[_Tile]]]:
+    def _batches(
+        self, conditions, num_maps, tile_size, tile_overlap, factor: int
+    ) -> Iterator[tuple[list[int], list[_Tile]]]:
         """Which scenes go together, and the tiles they are cut into (one tile is the whole map)."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for row, condition in enumerate(conditions):
             by_size.setdefault(tuple(condition.shape[-2:]), []).append(row)
         for (height, width), rows in by_size.items():
             side = self._tile_side(height, width, tile_size)
-            tiles = _tiles(height, width, side, tile_overlap, self.vae_scale_factor)
+            tiles = _tiles(height, width, side, tile_overlap, factor)
             pixels = height * width if side is None else min(height, side) * min(width, side)
             count = max(1, PIXELS_A_BATCH // (pixels * num_maps))
             if len(tiles) > 1:

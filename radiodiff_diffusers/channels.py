@@ -13,7 +13,6 @@ A model's configuration lists its channels in order, so pipeline, training data 
 | `detour_loss` | 0 dB | 160 dB | loss beyond 1 m along the dominant path, / 80 - 1 |
 | `detour_turn` | none | 80 dB and more | the part of it that is lost in turns, / 40 - 1 |
 | `coarse_loss`, `coarse_turn` | | | the same two from a search that takes every other pixel in the open |
-| `rough_loss` | 0 dB | 160 dB | the same loss from a search of every third pixel in the open |
 | `footprint` | free | covered | buildings on the map's own raster |
 | `reflected_loss` | 0 dB | 160 dB | loss beyond 1 m of the engine `reflected_rays`, / 80 - 1 |
 | `outlines_known` | walls are guessed from the mask | the scene has `polygons` | |
@@ -39,13 +38,7 @@ from .scene import STEP, GainScale, Scene
 Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
 
-DETOUR_CHANNELS = {
-    "detour_loss",
-    "detour_turn",
-    "coarse_loss",
-    "coarse_turn",
-    "rough_loss",
-}  # these need a city prepared
+DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
 WALL_NAMES = ("_outlines", "_footprint", "_city")  # in a scene's memory: what does not depend on the transmitter
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
@@ -113,18 +106,18 @@ def write_planes(scene: Scene, names: Iterable[str], out: np.ndarray) -> None:
             plane[...] = scene.plane(name)
 
 
-def share_walls(scenes: list[Scene], pool: Executor) -> None:
-    """Work out the walls of scenes of one city, which differ in their transmitters, once for all of them."""
-    from .engines.dominant_paths import prepared
+def share_walls(scenes: list[Scene], channels: Iterable[str], pool: Executor) -> None:
+    """Work out the walls of scenes of one city, which differ in their transmitters, once for all of them, where these
+    channels need them."""
+    from .engines.dominant_paths import city_key, prepared
 
+    wanted = DETOUR_CHANNELS & set(channels)
     cities: dict[tuple, list[Scene]] = {}
     for scene in scenes:
         whole = scene if scene._cut_from is None else scene._cut_from[0]
-        cars = None if whole.cars is None else whole.cars.tobytes()
-        rings = None if whole.polygons is None else tuple(ring.tobytes() for rings in whole.polygons for ring in rings)
-        walls = (whole.shape, whole.raster_offset, whole.buildings.tobytes(), cars, rings)
-        cities.setdefault(walls, []).append(whole)
-    several = [city for city in cities.values() if len(city) > 1]
+        if wanted - set(whole._planes):
+            cities.setdefault(city_key(whole), []).append(whole)
+    several = [sorted(city, key=lambda scene: "_city" not in scene._planes) for city in cities.values() if city[1:]]
     list(pool.map(prepared, [city[0] for city in several]))
     for first, *others in several:
         known = {name: first._planes[name] for name in WALL_NAMES if name in first._planes}
@@ -197,11 +190,6 @@ def coarse_loss(scene: Scene) -> np.ndarray:
 @register_channel("coarse_turn")
 def coarse_turn(scene: Scene) -> np.ndarray:
     return np.clip(_rays().coarse_detour(scene)[1] / 40.0 - 1.0, -1.0, 1.0)
-
-
-@register_channel("rough_loss")
-def rough_loss(scene: Scene) -> np.ndarray:
-    return np.clip(_rays().coarse_detour(scene, _rays().ROUGH_STEP)[0] / 80.0 - 1.0, -1.0, 1.0)
 
 
 @register_channel("footprint")

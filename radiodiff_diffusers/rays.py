@@ -17,7 +17,7 @@ GRAZE = 1e-6  # pixels of obstacle that still count as none
 # Exact rays cost pixels x length. Above this side they are cast to the border once and read off between (see
 # `_cast_to_border`).
 LARGEST_EXACT_SIDE = 1024
-COARSE_STEP, ROUGH_STEP = 2, 3  # pixels
+COARSE_STEP = 2  # pixels
 
 
 def obstructed_metres(scene: Scene) -> np.ndarray:
@@ -50,17 +50,16 @@ def detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return memory["_detour"]
 
 
-def coarse_detour(scene: Scene, step: int = COARSE_STEP) -> tuple[np.ndarray, np.ndarray]:
-    """The same from a search that takes every `step`-th pixel in the open: exact in line of sight, read off between in
-    shadow."""
+def coarse_detour(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The same from a search that takes every `COARSE_STEP`-th pixel in the open: exact in line of sight, read off
+    between in shadow."""
     from .engines.dominant_paths import PathLaws, path_losses, prepared
 
     memory = scene._planes
-    name = f"_detour_{step}"
-    if name not in memory:
+    if "_coarse_detour" not in memory:
         scene.require_transmitter("a detour channel")
-        memory[name] = path_losses(scene, prepared(scene), PathLaws(), step)
-    return memory[name]
+        memory["_coarse_detour"] = path_losses(scene, prepared(scene), PathLaws(), step=COARSE_STEP)
+    return memory["_coarse_detour"]
 
 
 def _walls(scene: Scene) -> tuple[np.ndarray, tuple[float, float]]:

@@ -289,6 +289,24 @@ def test_a_search_of_every_few_pixels_is_exact_in_sight_and_near_in_shadow(step,
         dominant_path(scene, step=0)
 
 
+def test_a_quick_search_sees_what_the_whole_one_sees():
+    """Also from where the free ground is cut into triangles, and where rays touch a corner on their way."""
+    open_ground = np.zeros((64, 64), bool)
+    scenes = [Scene(open_ground, (32.0, 32.0)), Scene(open_ground, (20.0, 20.0))]
+    scenes += [city(box(29.5, 19.5, 49.5, 59.5), transmitter=place) for place in [(30.0, 19.0), (29.0, 40.0)]]
+    for scene in scenes:
+        off = np.abs(loss(scene, step=2) - loss(scene))[~scene.buildings]
+        assert np.mean(off > 3) < 0.01
+
+
+@pytest.mark.parametrize("step", [5, 8, 16])
+def test_a_rough_search_loses_no_shadow(step):
+    scene = city(box(20, 10, 30, 50), box(40, 5, 52, 20), box(40.5, 30.5, 55.5, 52.5), transmitter=(10.0, 30.0))
+    whole, quick = loss(scene), loss(scene, step=step)
+    free = ~scene.buildings
+    assert np.isfinite(quick[free]).all() and np.abs(quick - whole)[free].mean() < 2.5
+
+
 def test_a_search_of_every_other_pixel_finds_the_way_into_a_lane():
     """One pixel wide, on odd rows and columns, with a bend: the front must not step over its walls or miss it."""
     scene = city(box(20, 2, 40, 30.5), box(20, 31.5, 26.5, 58), box(27.5, 31.5, 40, 58), transmitter=(10.0, 30.0))

@@ -76,9 +76,10 @@ def test_it_is_saved_with_its_pipeline_and_loads_again(model, tmp_path):
 
 
 def test_several_maps_are_spread_by_the_error_that_it_learnt():
-    """Where the second look tells another loss than the first, and only there, the map is wrong in what it is taught."""
+    """Where the second look tells another loss than the first, and only there, the maps it learns from are wrong."""
     torch.manual_seed(0)
-    model = MeanMapModel(widths=[8, 16, 16], error_map=True, second_look="rough_loss")
+    channels = ["footprint", "coarse_loss", "coarse_turn", "log_distance"]
+    model = MeanMapModel(channels, "coarse_loss", widths=[8, 16, 16], error_map=True, second_look="detour_loss")
     planes = torch.zeros(2, 5, 32, 32)
     planes[:, 4, :, 16:] = 0.5
     wrong = torch.where(planes[:, 4:] > 0, 0.3, 0.01)
@@ -106,7 +107,7 @@ def test_several_maps_are_spread_by_the_error_that_it_learnt():
     assert np.isfinite(again.maps[0].std_db).all() and again.samples[0].shape == (6, *scene.shape)
     with pytest.raises(ValueError, match="error_map"):
         MeanMapModel(widths=[8, 16, 16])(planes[:, :4], return_error=True)
-    with pytest.raises(ValueError, match="rough_loss"):
+    with pytest.raises(ValueError, match="being footprint, coarse_loss, coarse_turn, log_distance, detour_loss"):
         model(planes[:, :4], return_error=True)
 
 

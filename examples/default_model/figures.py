@@ -1,4 +1,4 @@
-"""The pictures of the shipped model and its adapter: docs/images/prediction.png, uncertainty.png and, where the
+"""The pictures of the shipped models and the adapter: docs/images/prediction.png, uncertainty.png and, where the
 ray-traced maps of Florence are at hand (examples/lora/README.md), ray_traced.png.
 """
 
@@ -7,7 +7,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from radiodiff_diffusers import DEFAULT_MODEL, RAY_TRACED_ADAPTER, RadioDiffPipeline, RadioMapSeer, Scene
+from radiodiff_diffusers import (
+    DEFAULT_MODEL,
+    RAY_TRACED_ADAPTER,
+    RAY_TRACED_MODEL,
+    MeanMapModel,
+    RadioDiffPipeline,
+    RadioMapSeer,
+    Scene,
+)
 from radiodiff_diffusers.data.footprints import footprint_tiles
 from radiodiff_diffusers.engines import dominant_path, reflected_rays
 from radiodiff_diffusers.geometry import rasterize
@@ -73,13 +81,15 @@ def uncertainty(pipe) -> None:
 
 
 def ray_traced(pipe) -> None:
-    """The ray-traced tile of Florence that rays fill most; two engines, the model, the model with the adapter."""
+    """The ray-traced tile of Florence that rays fill most; two engines, the ray-traced model, the adapter."""
     data = RadioMapSeer(RAY_TRACED, "all", simulation="RT", layout="polygon")
     scene, truth = max(data, key=lambda pair: pair[1].gray.mean())
     maps = {"ray tracing": truth, "dominant path": dominant_path(scene), "reflected rays": reflected_rays(scene)}
-    maps["default model"] = pipe(scene).maps[0]
+    other = RadioDiffPipeline.from_pretrained(DEFAULT_MODEL, mean_model=MeanMapModel.from_pretrained(RAY_TRACED_MODEL))
+    other.set_progress_bar_config(disable=True)
+    maps["ray-traced model"] = other(scene).maps[0]
     pipe.load_lora_weights(RAY_TRACED_ADAPTER)
-    maps["with the ray-traced adapter"] = pipe(scene).maps[0]
+    maps["ray-traced adapter"] = pipe(scene).maps[0]
     pipe.unload_lora_weights()
     walls = np.where(scene.buildings, np.nan, 1.0)
     figure, axes = plt.subplots(1, 5, figsize=(18, 4), layout="constrained")

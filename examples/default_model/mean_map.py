@@ -2,7 +2,7 @@
 mask leave out, and how wrong the map may still be.
 
     python examples/default_model/mean_map.py prepare --data data/made_up data/towns data/florence
-    python examples/default_model/mean_map.py train --out runs/mean_map --hours 0.3
+    python examples/default_model/mean_map.py train --out runs/mean_map --hours 0.2
     python examples/default_model/mean_map.py export --out runs/mean_map
 
 `prepare` computes every scene's channels once; `train` goes on where it stopped; `export` puts the averaged weights
@@ -40,16 +40,15 @@ from radiodiff_diffusers import MeanMapModel, RadioDiffPipeline
 from radiodiff_diffusers.saving import open_to_others, tidy
 
 CHANNELS = ["footprint", "coarse_loss", "coarse_turn", "log_distance"]
-SECOND_LOOK = "rough_loss"
+SECOND_LOOK = "detour_loss"
 CACHE = Path("data/mean_map_cache")
-
-
 ERROR_WEIGHT = 0.002  # of what the error map learns beside the map: it is not to lead
 
 
 def new_model(args: argparse.Namespace, seed: int = 0) -> MeanMapModel:
     torch.manual_seed(seed)
-    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True, second_look=args.second)
+    second = args.second or None
+    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True, second_look=second)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -78,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = args.lr * min((step + 1) / 100, 1.0) * fall
         planes, maps, free = data.draw(rng, args.batch)
         with half_precision():
-            guess, scale = model(planes, return_error=True)
+            guess, scale = model(planes[:, : len(model.error_channels)], return_error=True)
         wrong = guess.detach().clamp(-1, 1) - maps
         loss = on_free_ground(huber(guess, maps), maps, free)
         loss = loss + ERROR_WEIGHT * surprise(wrong, scale.clamp_min(2e-3), free)  # from 0.1 dB
@@ -136,7 +135,7 @@ def main() -> None:
     train_command.add_argument(
         "--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way"
     )
-    train_command.add_argument("--hours", type=float, default=0.3, help="of processor time")
+    train_command.add_argument("--hours", type=float, default=0.2, help="of processor time")
     train_command.add_argument("--batch", type=int, default=8)
     train_command.add_argument("--lr", type=float, default=1e-3)
     train_command.add_argument("--seed", type=int, default=0)

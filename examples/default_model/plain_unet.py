@@ -88,7 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("--watch", default="florence", help="set to look at on the way")
     parser.add_argument("--channels", nargs="+", choices=CHANNELS, default=CHANNELS, help="what it sees")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="channels of each level")
-    parser.add_argument("--hours", type=float, default=0.3, help="of processor time")
+    parser.add_argument("--hours", type=float, default=0.2, help="of processor time")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+GRAZE = 0.02  # pixels, as in wavefront.py
+
 
 @njit(cache=True, nogil=True)
 def choose_pixels(obstacle, x, y, step):
-    """The pixels that a search with this step takes: all up to two pixels from a wall, a roof's edge or the
-    transmitter, where ways turn and lanes are narrow, and every so many in the open."""
+    """The pixels that a search with this step takes: every so many in the open, and all of a band (`step` pixels to
+    each side) along walls and roofs' edges and round the transmitter, where ways turn and lanes are narrow. The band
+    holds pixels of the grid, so that the front gets from one to the other."""
     height, width = obstacle.shape
     chosen = np.zeros((height, width), np.bool_)
     chosen[::step, ::step] = True
+    wide = max(step - 1, 1)
     top, left = int(np.floor(y)), int(np.floor(x))
     chosen[max(top - step, 0) : top + step + 2, max(left - step, 0) : left + step + 2] = True
     for row in range(height):
@@ -21,8 +25,8 @@ def choose_pixels(obstacle, x, y, step):
             beside = column + 1 < width and obstacle[row, column + 1] != here
             below = row + 1 < height and obstacle[row + 1, column] != here
             if beside or below:
-                bottom, right = row + 2 + below, column + 2 + beside
-                chosen[max(row - 1, 0) : bottom, max(column - 1, 0) : right] = True
+                bottom, right = row + wide + 1 + below, column + wide + 1 + beside
+                chosen[max(row - wide, 0) : bottom, max(column - wide, 0) : right] = True
     return chosen
 
 
@@ -48,7 +52,7 @@ def mark_sight(x, y, home, points, triangles, neighbours, seen):
                     lx, ly = low_x, low_y
                 if hx * high_y - hy * high_x < 0.0:
                     hx, hy = high_x, high_y
-            if lx * hy - ly * hx <= 0.0:
+            if entered >= 0 and lx * hy - ly * hx <= 0.0:  # at home a side that (x, y) lies on opens half of all
                 continue
             for back in range(3):
                 if neighbours[following, back] == t:
@@ -76,8 +80,17 @@ def _mark(x, y, points, corners, bounded, low_x, low_y, high_x, high_y, seen):
         dy = row - y
         for column in range(max(int(np.ceil(left)), 0), min(int(np.floor(right)), width - 1) + 1):
             dx = column - x
-            if not bounded or (low_x * dy - low_y * dx >= 0.0 and dx * high_y - dy * high_x >= 0.0):
+            if not bounded or (_passes(low_x, low_y, dx, dy, 1.0) and _passes(high_x, high_y, dx, dy, -1.0)):
                 seen[row, column] = True
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _passes(corner_x, corner_y, dx, dy, side):
+    """Whether the way to (dx, dy) runs by a corner on its side of it. One that touches it on its way does not, see
+    `wavefront.walk`."""
+    far = np.hypot(dx, dy)
+    between = 0.5 < np.hypot(corner_x, corner_y) < far - 0.5 and corner_x * dx + corner_y * dy > 0.0
+    return side * (corner_x * dy - corner_y * dx) >= (GRAZE * far if between else 0.0)
 
 
 @njit(cache=True, nogil=True)

@@ -77,6 +77,15 @@ def prepare(scene: Scene) -> City:
     return City(scene.shape, _streets(covered, buildings), parked)
 
 
+def city_key(scene: Scene) -> tuple:
+    """All that `prepare` depends on: equal keys, equal cities."""
+    rings = None
+    if scene.polygons is not None:
+        rings = tuple(tuple(ring.tobytes() for ring in polygon) for polygon in scene.polygons)
+    cars = None if scene.cars is None else scene.cars.tobytes()
+    return scene.shape, scene.raster_offset, scene.buildings.tobytes(), cars, rings
+
+
 def prepared(scene: Scene) -> City:
     """The same with a memory, for channels of one scene that share it."""
     if "_city" not in scene._planes:
@@ -157,8 +166,8 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
         fill_between(loss, turned, in_sight, obstacle, x, y, metres, climb, laws.sight_exponent, step)
     rows, columns = np.nonzero(ground.on_wall)
     distance = np.hypot(columns - x, rows - y) * metres
-    in_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
-    loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), in_sight))
+    by_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
+    loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), by_sight))
     return _close_gaps(loss, buildings), turned
 
 

@@ -132,7 +132,7 @@ def turn_loss(ax, ay, az, bx, by, bz, laws):
 
 @njit(**OPTIONS)
 def _is_open(obstacle, searched, r, c, dr, dc, step):
-    """Whether all is of one kind on the way to the pixel `step` on, and the front does not go that way in any case."""
+    """Whether all is of one kind on the way to the pixel `step` on, and not all of it is searched anyway."""
     every = True
     for k in range(1, step + 1):
         if obstacle[r + k * dr, c + k * dc] != obstacle[r, c]:

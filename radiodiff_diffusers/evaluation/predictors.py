@@ -195,30 +195,15 @@ class DominantPath:
 
     def _city(self, scene: Scene) -> Any:
         from ..engines import prepare
+        from ..engines.dominant_paths import city_key
 
-        known = self._cities.get(_city_key(scene))
+        key = city_key(scene)
+        known = self._cities.get(key)
         if known is None:
-            known = self._cities[_city_key(scene)] = prepare(scene)
+            known = self._cities[key] = prepare(scene)
             if len(self._cities) > CITIES_KEPT:
                 self._cities.popitem(last=False)
         return known
-
-
-def _city_key(scene: Scene) -> tuple:
-    """All that the engine's preparation depends on: equal keys, equal cities."""
-    rings = [ring for polygon in scene.polygons or () for ring in polygon]
-    planes = [plane for plane in (scene.buildings, scene.cars) if plane is not None]
-    heights = scene.transmitter_height, scene.receiver_height, scene.car_height
-    bytes_ = tuple(hash(np.asarray(part).tobytes()) for part in (*planes, *rings))
-    return (
-        scene.shape,
-        scene.raster_offset,
-        scene.metres_per_pixel,
-        heights,
-        scene.cars is None,
-        scene.polygons is None,
-        bytes_,
-    )
 
 
 # From measurements -------------------------------------------------------------------------------------------------

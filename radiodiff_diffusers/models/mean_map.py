@@ -61,7 +61,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.weight)  # a fresh model says what the physics say
         nn.init.zeros_(self.conv_out.bias)
         if error_map:
-            seen = fine if second_look is None else fine + folded
+            seen = fine + folded if second_look else fine
             self.error_head = nn.Sequential(
                 nn.Conv2d(seen, fine, 3, padding=1), nn.SiLU(), nn.Conv2d(fine, folded, 3, padding=1)
             )
