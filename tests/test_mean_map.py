@@ -111,6 +111,30 @@ def test_several_maps_are_spread_by_the_error_that_it_learnt():
         model(planes[:, :4], return_error=True)
 
 
+def test_beside_an_autoencoder_tiles_are_cut_by_pixels(model):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, latent_channels=3,
+    )  # fmt: skip
+    unet = RadioDiffUNet2DModel(**{**RADIODIFF_UNET_PRESETS["test"], "in_channels": 3})
+    pipe = RadioDiffPipeline(
+        unet, ConstSDEScheduler(), vae, num_inference_steps=1, mean_map=True, mean_model=model
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    scene = scene_of(66, 66)
+    whole, tiled = pipe(scene).maps[0], pipe(scene, tile_size=32).maps[0]
+    np.testing.assert_allclose(tiled.gain_db, whole.gain_db, atol=0.05)
+
+
+def test_a_model_that_tells_no_errors_is_not_asked_for_them(model):
+    unet = RadioDiffUNet2DModel(**RADIODIFF_UNET_PRESETS["test"])
+    pipe = RadioDiffPipeline(unet, ConstSDEScheduler(), num_inference_steps=1, mean_map=True, mean_model=model)
+    with pytest.raises(ValueError, match="ask for one"):
+        pipe(scene_of(), num_maps=4)
+
+
 def test_scenes_of_one_city_share_their_walls(model, monkeypatch):
     from radiodiff_diffusers.engines import dominant_paths
 
