@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from numbers import Integral
 from typing import Any
 
@@ -50,6 +50,7 @@ PIXELS_A_BATCH = 16 * 256 * 256
 # freedom lie within 4.3 of its scale; the rest was fitted to simulated maps of a town seen as masks.
 HALF_OF_95_PERCENT = 4.3 / 2
 WALLS_WEIGHT, STANDING_STILL, SMOOTHED = 1.7, 0.004, 1.5  # -, of the network's unit, pixels
+WALLS_MOVED = 4  # times, for the error of a mean model
 
 
 @dataclass
@@ -231,14 +232,20 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             if not jitter or not isinstance(one, Scene) or same:
                 views, own, counts = [*views, one], [*own, random], [*counts, 1]
                 continue
+            shifts = self._draw_shifts(num_maps, random)
             device = "cpu" if random is None else random.device
-            shifts = (torch.rand(num_maps, 2, generator=random, device=device) * 2 - 1) * jitter
             seeds = torch.randint(2**62, (num_maps,), generator=random, device=device)
             unmoved = 1 if self._error_wanted else 0
-            views += [one] * unmoved + [_with_walls_moved(one, shift) for shift in shifts.tolist()]
+            views += [one] * unmoved + [_with_walls_moved(one, shift) for shift in shifts]
             own += [random] * unmoved + [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
             counts.append(num_maps + unmoved)
         return views, own, counts
+
+    def _draw_shifts(self, count: int, generator) -> list[list[float]]:
+        """`count` ways of moving walls inside their pixels, `[x, y]`."""
+        device = "cpu" if generator is None else generator.device
+        shifts = torch.rand(count, 2, generator=generator, device=device) * 2 - 1
+        return (shifts * self.config.wall_jitter).tolist()
 
     def _spread(self, scene, gain: torch.Tensor, error: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
         """Samples round a scene's map, the first of `gain`, see `_samples_round`.
@@ -248,10 +255,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         """
         error = error.mean(0) * HALF_OF_95_PERCENT
         if len(gain) > 1:
-            variance = gain[1:].var(0).numpy()
-            variance[:, scene.footprint] = 0  # what the network says in there must not leak out
-            variance = gaussian_filter(variance, (0, SMOOTHED, SMOOTHED))
-            error = (error * WALLS_WEIGHT * (torch.from_numpy(variance).sqrt() + STANDING_STILL)).sqrt()
+            by_walls = _variance_of_walls(scene, gain[1:]).sqrt() + STANDING_STILL
+            error = (error * WALLS_WEIGHT * by_walls).sqrt()
         return _samples_round(gain[0], error, num_maps, generator)
 
     def fuse_lora(self, *args, **kwargs):
@@ -394,18 +399,41 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return not self.active_adapters
 
     def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap, device) -> list[torch.Tensor]:
-        """Every scene's samples by the mean model: its one map, or several round it, as far off as it expects to
-        be."""
-        model, with_error = self.mean_model, num_maps > 1
-        if with_error and not model.config.error_map:
+        """Every scene's samples by the mean model: its one map, or several round it, as far off as it expects to be
+        and, where a mask tells walls to half a pixel only, as far as moved walls change it."""
+        if num_maps == 1:
+            return [one[None] for one in self._by_mean_model(scenes, tile_size, tile_overlap, device)]
+        if not self.mean_model.config.error_map:
             raise ValueError(
                 "the mean model does not say how wrong its maps are (error_map), so several of a scene would be the "
                 "same: ask for one, or set pipe.mean_model = None for the U-Net's"
             )
-        channels = model.error_channels if with_error else model.config.condition_channels
-        conditions = self.prepare_conditions(scenes, channels)
+        moved: list[Scene] = []
+        counts = []
+        for scene, random in zip(scenes, generators, strict=True):
+            guessed = scene.polygons is None and scene.raster != "radiomapseer"
+            shifts = self._draw_shifts(WALLS_MOVED if guessed and self.config.wall_jitter else 0, random)
+            moved += [_with_walls_moved(scene, shift) for shift in shifts]
+            counts.append(len(shifts))
+        others = iter(self._by_mean_model(moved, tile_size, tile_overlap, device) if moved else [])
+        samples = []
+        made = self._by_mean_model(scenes, tile_size, tile_overlap, device, with_error=True)
+        for scene, one, count, random in zip(scenes, made, counts, generators, strict=True):
+            deviation = one[1:] * HALF_OF_95_PERCENT
+            if count:
+                variance = _variance_of_walls(scene, torch.stack([one[:1], *islice(others, count)]))
+                deviation = (deviation.square() + variance).sqrt()
+            samples.append(_samples_round(one[:1], deviation, num_maps, random))
+        return samples
+
+    def _by_mean_model(self, scenes, tile_size, tile_overlap, device, with_error: bool = False) -> list[torch.Tensor]:
+        """The mean model's map of every scene, and its error where wanted, `(1 or 2, height, width)`."""
+        model = self.mean_model
+        conditions = self.prepare_conditions(
+            scenes, model.error_channels if with_error else model.config.condition_channels
+        )
         batches = list(self._batches(conditions, 1, tile_size, tile_overlap, factor=1))
-        samples: list[torch.Tensor | None] = [None] * len(scenes)
+        results: list[torch.Tensor | None] = [None] * len(scenes)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches)) as progress:
             for rows, tiles in batches:
                 condition = torch.stack([conditions[row] for row in rows])
@@ -416,11 +444,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                     return torch.cat(made, dim=1) if with_error else made
 
                 for row, whole in zip(rows, _blended(tiles, map(map_of, tiles)), strict=True):
-                    if with_error:
-                        deviation = whole[1:] * HALF_OF_95_PERCENT
-                        whole = _samples_round(whole[:1], deviation, num_maps, generators[row])
-                    samples[row] = whole.reshape(num_maps, 1, *whole.shape[-2:])
-        return samples
+                    results[row] = whole
+        return results
 
     def _diffused_maps(
         self,
@@ -560,6 +585,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
 
 
 # Randomness ----------------------------------------------------------------------------------------------------------
+
+
+def _variance_of_walls(scene: Scene, maps: torch.Tensor) -> torch.Tensor:
+    """How maps, `(n, 1, height, width)`, whose walls were moved differ from pixel to pixel, smoothed a little."""
+    variance = maps.var(0).numpy()
+    variance[:, scene.footprint] = 0  # what a network says in there must not leak out
+    return torch.from_numpy(gaussian_filter(variance, (0, SMOOTHED, SMOOTHED)))
 
 
 def _with_walls_moved(scene: Scene, shift: list[float]) -> Scene:

@@ -61,11 +61,11 @@ def test_a_single_map_is_the_mean_model_s_and_the_mean_of_several(pipe, monkeypa
     with monkeypatch.context() as patch:
 
         def not_needed(*args, **kwargs):
-            raise AssertionError("the U-Net has no part in a single map")
+            raise AssertionError("the U-Net has no part in these maps")
 
         patch.setattr(pipe.unet, "forward", not_needed)
         single = pipe(scene, generator=0).maps[0]
-    several = pipe(scene, num_maps=8, generator=0)
+        several = pipe(scene, num_maps=8, generator=0)
     free = ~scene.buildings
     assert np.median(np.abs(several.maps[0].gain_db - single.gain_db)[free]) < 1e-3  # but where the scale cuts off
     assert several.maps[0].std_db.max() > 0.1
