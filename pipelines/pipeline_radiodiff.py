@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self.register_to_config(
             num_inference_steps=num_inference_steps, gain_scale=gain_scale, mean_map=mean_map, wall_jitter=wall_jitter
         )
+        self._kept_walls = OrderedDict()  # of the last cities, for the next transmitters in them
         vae = getattr(self, "vae", None)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae else 1
 
@@ -211,8 +213,8 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return given
         channels = channels or self.condition_channels
         with ThreadPoolExecutor(max_workers=min(len(given), 8)) as pool:  # the ray kernels run without the GIL
-            if len(given) > 1 and DETOUR_CHANNELS & set(channels):
-                share_walls(given, channels, pool)
+            if DETOUR_CHANNELS & set(channels):
+                share_walls(given, channels, pool, self._kept_walls)
             return list(pool.map(lambda one: torch.from_numpy(condition_planes(one, channels)), given))
 
     def _views(self, given: list, num_maps: int, generators: list, one_step: bool) -> tuple[list, list, list[int]]:

@@ -26,8 +26,10 @@ array`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,7 @@ Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
 
 DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
+CITIES_KEPT, LARGEST_KEPT = 8, 1024 * 1024  # cities, pixels
 WALL_NAMES = ("_outlines", "_footprint", "_city")  # in a scene's memory: what does not depend on the transmitter
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
@@ -106,23 +109,30 @@ def write_planes(scene: Scene, names: Iterable[str], out: np.ndarray) -> None:
             plane[...] = scene.plane(name)
 
 
-def share_walls(scenes: list[Scene], channels: Iterable[str], pool: Executor) -> None:
-    """Work out the walls of scenes of one city, which differ in their transmitters, once for all of them, where these
-    channels need them."""
+def share_walls(
+    scenes: Iterable[Scene], channels: Iterable[str], pool: Executor, kept: OrderedDict[tuple, dict[str, Any]]
+) -> None:
+    """Work out the walls of a city once for all scenes in it, which differ in their transmitters, where these channels
+    need them. `kept` remembers the last few cities from call to call."""
     from .engines.dominant_paths import city_key, prepared
 
     wanted = DETOUR_CHANNELS & set(channels)
+    wholes = [scene if scene._cut_from is None else scene._cut_from[0] for scene in scenes]
     cities: dict[tuple, list[Scene]] = {}
-    for scene in scenes:
-        whole = scene if scene._cut_from is None else scene._cut_from[0]
+    for whole in wholes:
         if wanted - set(whole._planes):
             cities.setdefault(city_key(whole), []).append(whole)
-    several = [sorted(city, key=lambda scene: "_city" not in scene._planes) for city in cities.values() if city[1:]]
-    list(pool.map(prepared, [city[0] for city in several]))
-    for first, *others in several:
-        known = {name: first._planes[name] for name in WALL_NAMES if name in first._planes}
-        for scene in others:
+    new = [city[0] for key, city in cities.items() if key not in kept]
+    list(pool.map(prepared, new))
+    for key, city in cities.items():
+        known = kept.get(key) or {name: city[0]._planes[name] for name in WALL_NAMES if name in city[0]._planes}
+        for scene in city:
             scene._planes.update(known)
+        if city[0].buildings.size <= LARGEST_KEPT:
+            kept[key] = known
+            kept.move_to_end(key)
+    while len(kept) > CITIES_KEPT:
+        kept.popitem(last=False)
 
 
 # The channels ------------------------------------------------------------------------------------------------------
