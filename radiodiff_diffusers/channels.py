@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -110,20 +109,22 @@ def write_planes(scene: Scene, names: Iterable[str], out: np.ndarray) -> None:
 
 
 def share_walls(
-    scenes: Iterable[Scene], channels: Iterable[str], pool: Executor, kept: OrderedDict[tuple, dict[str, Any]]
+    scenes: Iterable[Scene], channels: Iterable[str], map: Callable, kept: OrderedDict[tuple, dict[str, Any]]
 ) -> None:
     """Work out the walls of a city once for all scenes in it, which differ in their transmitters, where these channels
-    need them. `kept` remembers the last few cities from call to call."""
+    need them; `map` may be a pool's. `kept` remembers the last few cities from call to call."""
+    wanted = DETOUR_CHANNELS & set(channels)
+    if not wanted:
+        return
     from .engines.dominant_paths import city_key, prepared
 
-    wanted = DETOUR_CHANNELS & set(channels)
     wholes = [scene if scene._cut_from is None else scene._cut_from[0] for scene in scenes]
     cities: dict[tuple, list[Scene]] = {}
     for whole in wholes:
         if wanted - set(whole._planes):
             cities.setdefault(city_key(whole), []).append(whole)
     new = [city[0] for key, city in cities.items() if key not in kept]
-    list(pool.map(prepared, new))
+    list(map(prepared, new))
     for key, city in cities.items():
         known = kept.get(key) or {name: city[0]._planes[name] for name in WALL_NAMES if name in city[0]._planes}
         for scene in city:
