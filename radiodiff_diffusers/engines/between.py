@@ -94,20 +94,15 @@ def _passes(corner_x, corner_y, dx, dy, side):
 
 
 @njit(cache=True, nogil=True)
-def fill_between(loss, turned, seen, obstacle, x, y, metres, climb, sight_exponent, step):
-    """Complete, in place, what a search of some pixels found, every `step`-th at least: pixels in `seen` by the
-    law of line of sight, the rest of the free ground as a mean of the searched pixels round it, those in shadow if
-    there are any."""
+def fill_between(loss, turned, seen, obstacle, step):
+    """Complete, in place, what a search of some pixels found, every `step`-th at least: the rest of the free ground as
+    a mean of the searched pixels round it, those in shadow, not `seen`, if there are any."""
     height, width = loss.shape
     for row in range(height):
         top = row // step * step
         for column in range(width):
             if obstacle[row, column] != 0:
                 loss[row, column], turned[row, column] = np.inf, 0.0
-                continue
-            if seen[row, column]:
-                far = np.sqrt(((column - x) ** 2 + (row - y) ** 2) * metres * metres + climb * climb)
-                loss[row, column], turned[row, column] = 10.0 * sight_exponent * np.log10(max(far, 1.0)), 0.0
                 continue
             if loss[row, column] < np.inf:
                 continue

@@ -163,7 +163,7 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
         step, searched, in_sight,
     )  # fmt: skip
     if step > 1:
-        fill_between(loss, turned, in_sight, obstacle, x, y, metres, climb, laws.sight_exponent, step)
+        fill_between(loss, turned, in_sight, obstacle, step)
     rows, columns = np.nonzero(ground.on_wall)
     distance = np.hypot(columns - x, rows - y) * metres
     by_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
