@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput, replace_example_docstring
-from scipy.ndimage import gaussian_filter
 
 from radiodiff_diffusers.channels import check_channels, condition_planes, share_walls
 from radiodiff_diffusers.lora import LoraLoaderMixin
@@ -26,6 +24,19 @@ from radiodiff_diffusers.models.radiodiff_unet import RadioDiffUNet2DModel
 from radiodiff_diffusers.saving import SavedPipelineMixin
 from radiodiff_diffusers.scene import GainScale, RadioMap, Scene
 from radiodiff_diffusers.schedulers.scheduling_const_sde import ConstSDEScheduler
+
+from .samples import (
+    HALF_OF_95_PERCENT,
+    draw_noise,
+    draw_shifts,
+    one_each,
+    samples_by_error,
+    samples_round,
+    variance_of_walls,
+    views_of,
+    with_walls_moved,
+)
+from .tiles import Tile, blended, cut
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +58,6 @@ GAIN_SCALES = {"radiomapseer": GainScale.RADIOMAPSEER, "indoor": GainScale.INDOO
 # Maps of more pixels go through in tiles unless `tile_size` says otherwise; so many pixels share a batch.
 LARGEST_PIECE = 1024 * 1024
 PIXELS_A_BATCH = 16 * 256 * 256
-# How samples are spread by a model's error map, see `_spread`: 95 % of a Student distribution with two degrees of
-# freedom lie within 4.3 of its scale; the rest was fitted to simulated maps of a town seen as masks.
-HALF_OF_95_PERCENT = 4.3 / 2
-WALLS_WEIGHT, STANDING_STILL, SMOOTHED = 1.7, 0.004, 1.5  # -, of the network's unit, pixels
 WALLS_MOVED = 4  # times, for the error of a mean model
 
 
@@ -71,6 +78,20 @@ class RadioDiffPipelineOutput(BaseOutput):
     images: Any
     maps: list[RadioMap] | None = None
     samples: list[np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a call of the pipeline asks of all its scenes."""
+
+    num_maps: int
+    one_step: bool  # from an empty start: the mean map
+    tile_size: int | None
+    tile_overlap: int | None
+    device: torch.device
+    keep_latents: bool
+    callback: Callable | None
+    callback_names: list[str]
 
 
 class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
@@ -224,50 +245,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             share_walls(given, channels, pool.map, self._kept_walls)
             return list(pool.map(planes_of, given))
 
-    def _views(self, given: list, num_maps: int, generators: list, one_step: bool) -> tuple[list, list, list[int]]:
-        """The maps to compute for `num_maps` samples of every scene: scenes (or planes), a generator for each, and how
-        many of them belong to each of those given.
-
-        The walls of a mask lie elsewhere in their pixels in every view; where the samples are to be spread by the
-        expected error, a first view has them where they are. Where they are known, or only planes are, one view has to
-        do: the samples differ by noise, by the expected error, or not at all.
-        """
-        jitter = self.config.wall_jitter if num_maps > 1 else 0.0
-        views, own, counts = [], [], []
-        for one, random in zip(given, generators, strict=True):
-            known = isinstance(one, Scene) and one.polygons is not None
-            # nothing drawn and nothing moved (cars are masks, too): one map is all of them
-            same = one_step and known and (self._error_wanted or one.cars is None)
-            if not jitter or not isinstance(one, Scene) or same:
-                views, own, counts = [*views, one], [*own, random], [*counts, 1]
-                continue
-            shifts = self._draw_shifts(num_maps, random)
-            device = "cpu" if random is None else random.device
-            seeds = torch.randint(2**62, (num_maps,), generator=random, device=device)
-            unmoved = 1 if self._error_wanted else 0
-            views += [one] * unmoved + [_with_walls_moved(one, shift) for shift in shifts]
-            own += [random] * unmoved + [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-            counts.append(num_maps + unmoved)
-        return views, own, counts
-
-    def _draw_shifts(self, count: int, generator) -> list[list[float]]:
-        """`count` ways of moving walls inside their pixels, `[x, y]`."""
-        device = "cpu" if generator is None else generator.device
-        shifts = torch.rand(count, 2, generator=generator, device=device) * 2 - 1
-        return (shifts * self.config.wall_jitter).tolist()
-
-    def _spread(self, scene, gain: torch.Tensor, error: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
-        """Samples round a scene's map, the first of `gain`, see `_samples_round`.
-
-        Where walls were moved (the other maps), their effect is a second estimate of the error, and the geometric mean
-        of both tells better where errors are.
-        """
-        error = error.mean(0) * HALF_OF_95_PERCENT
-        if len(gain) > 1:
-            by_walls = _variance_of_walls(scene, gain[1:]).sqrt() + STANDING_STILL
-            error = (error * WALLS_WEIGHT * by_walls).sqrt()
-        return _samples_round(gain[0], error, num_maps, generator)
-
     def fuse_lora(self, *args, **kwargs):
         """Add the active adapters to the U-Net's weights; the mean model knows nothing of them and is set aside."""
         super().fuse_lora(*args, **kwargs)
@@ -283,7 +260,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
     def prepare_latents(self, shape, generators, num_maps, device, latents=None) -> torch.Tensor:
         """The noise to start from, float32; `latents` as given if they fit."""
         if latents is None:
-            return _draw(shape, generators, num_maps, device)
+            return draw_noise(shape, generators, num_maps, device)
         expected = (len(generators) * num_maps, *shape)
         if tuple(latents.shape) != expected:
             raise ValueError(f"latents have the shape {tuple(latents.shape)}, expected {expected}")
@@ -377,7 +354,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         one_step = steps == 1 and latents is None and self.config.mean_map
         if self.config.mean_map and self.config.num_inference_steps == 1 < steps:
             logger.warning("this model was made to give its map in one step: %d steps give a far worse one", steps)
-        own = _one_each(generator, len(given))
+        own = one_each(generator, len(given))
         self._interrupt = False
         by_mean_model = (
             one_step and output_type != "latent" and self._has_mean_model_for(given[0], callback_on_step_end)
@@ -389,13 +366,13 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         self._num_timesteps = len(self.scheduler.timesteps)
 
         # 2. The samples of every scene
-        if by_mean_model:
-            samples = self._mean_maps(given, num_maps, own, tile_size, tile_overlap, device)
-        else:
-            samples = self._diffused_maps(
-                given, num_maps, own, one_step, latents, tile_size, tile_overlap, device, output_type == "latent",
-                callback_on_step_end, callback_on_step_end_tensor_inputs,
-            )  # fmt: skip
+        call = _Call(
+            num_maps, one_step, tile_size, tile_overlap, device, output_type == "latent", callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        samples = (
+            self._mean_maps(given, own, call) if by_mean_model else self._diffused_maps(given, own, latents, call)
+        )
 
         # 3. From the network's [-1, 1] to dB and pictures
         self.maybe_free_model_hooks()
@@ -412,11 +389,11 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             return False
         return not self.active_adapters
 
-    def _mean_maps(self, scenes, num_maps, generators, tile_size, tile_overlap, device) -> list[torch.Tensor]:
+    def _mean_maps(self, scenes: list[Scene], generators: list, call: _Call) -> list[torch.Tensor]:
         """Every scene's samples by the mean model: its one map, or several round it, as far off as it expects to be
         and, where a mask tells walls to half a pixel only, as far as moved walls change it."""
-        if num_maps == 1:
-            return [one[None] for one in self._by_mean_model(scenes, tile_size, tile_overlap, device)]
+        if call.num_maps == 1:
+            return [one[None] for one in self._by_mean_model(scenes, call)]
         if not self.mean_model.config.error_map:
             raise ValueError(
                 "the mean model does not say how wrong its maps are (error_map), so several of a scene would be the "
@@ -425,82 +402,70 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         moved: list[Scene] = []
         counts = []
         for scene, random in zip(scenes, generators, strict=True):
-            guessed = scene.polygons is None and scene.raster != "radiomapseer"
-            shifts = self._draw_shifts(WALLS_MOVED if guessed and self.config.wall_jitter else 0, random)
-            moved += [_with_walls_moved(scene, shift) for shift in shifts]
+            guessed = self.config.wall_jitter and scene.polygons is None and scene.raster != "radiomapseer"
+            shifts = draw_shifts(WALLS_MOVED if guessed else 0, self.config.wall_jitter, random)
+            moved += [with_walls_moved(scene, shift) for shift in shifts]
             counts.append(len(shifts))
-        others = iter(self._by_mean_model(moved, tile_size, tile_overlap, device) if moved else [])
+        others = iter(self._by_mean_model(moved, call) if moved else [])
         samples = []
-        made = self._by_mean_model(scenes, tile_size, tile_overlap, device, with_error=True)
+        made = self._by_mean_model(scenes, call, with_error=True)
         for scene, one, count, random in zip(scenes, made, counts, generators, strict=True):
             deviation = one[1:] * HALF_OF_95_PERCENT
             if count:
-                variance = _variance_of_walls(scene, torch.stack([one[:1], *islice(others, count)]))
+                variance = variance_of_walls(scene, torch.stack([one[:1], *islice(others, count)]))
                 deviation = (deviation.square() + variance).sqrt()
-            samples.append(_samples_round(one[:1], deviation, num_maps, random))
+            samples.append(samples_round(one[:1], deviation, call.num_maps, random))
         return samples
 
-    def _by_mean_model(self, scenes, tile_size, tile_overlap, device, with_error: bool = False) -> list[torch.Tensor]:
+    def _by_mean_model(self, scenes: list[Scene], call: _Call, with_error: bool = False) -> list[torch.Tensor]:
         """The mean model's map of every scene, and its error where wanted, `(1 or 2, height, width)`."""
         model = self.mean_model
         conditions = self.prepare_conditions(
             scenes, model.error_channels if with_error else model.config.condition_channels
         )
-        batches = list(self._batches(conditions, 1, tile_size, tile_overlap, factor=1))
+        batches = list(self._batches(conditions, 1, call, factor=1))
         results: list[torch.Tensor | None] = [None] * len(scenes)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches)) as progress:
             for rows, tiles in batches:
-                condition = torch.stack([conditions[row] for row in rows])
+                condition = _together(conditions, rows)
 
-                def map_of(tile: _Tile, condition=condition) -> torch.Tensor:
-                    made = model(condition[tile.window].to(device), return_error=with_error)
+                def map_of(tile: Tile, condition=condition) -> torch.Tensor:
+                    made = model(condition[tile.window].to(call.device), return_error=with_error)
                     progress.update()
                     return torch.cat(made, dim=1) if with_error else made
 
-                for row, whole in zip(rows, _blended(tiles, map(map_of, tiles)), strict=True):
+                for row, whole in zip(rows, blended(tiles, map(map_of, tiles)), strict=True):
                     results[row] = whole
         return results
 
     def _diffused_maps(
-        self,
-        given,
-        num_maps,
-        own,
-        one_step,
-        latents,
-        tile_size,
-        tile_overlap,
-        device,
-        keep_latents,
-        callback,
-        callback_names,
+        self, given: list, generators: list, latents: torch.Tensor | None, call: _Call
     ) -> list[torch.Tensor]:
         """Every scene's samples (or latents) by the scheduler's steps. Scenes of one size share batches; a map too
         large for one piece goes alone, in tiles."""
-        self._error_wanted = one_step and num_maps > 1 and self.unet.config.error_map
-        views, generators, counts = self._views(given, num_maps, own, one_step)
+        num_maps, jitter = call.num_maps, self.config.wall_jitter if call.num_maps > 1 else 0.0
+        self._error_wanted = call.one_step and num_maps > 1 and self.unet.config.error_map
+        views, own, counts = views_of(given, num_maps, generators, jitter, call.one_step, self._error_wanted)
         # samples are drawn from noise, but those of an error map after the map, and moved walls make their own
-        walls_move = self.config.wall_jitter and isinstance(given[0], Scene)
+        walls_move = jitter and isinstance(given[0], Scene)
         draws = 1 if self._error_wanted or walls_move else num_maps
         conditions = views if isinstance(views[0], torch.Tensor) else self.prepare_conditions(views)
-        batches = list(self._batches(conditions, draws, tile_size, tile_overlap, self.vae_scale_factor))
+        batches = list(self._batches(conditions, draws, call, self.vae_scale_factor))
         results: list[torch.Tensor | None] = [None] * len(conditions)
         with self.progress_bar(total=sum(len(tiles) for _, tiles in batches) * self._num_timesteps) as progress:
             for rows, tiles in batches:
+                start = None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows])
                 final = self._run_batch(
-                    torch.stack([conditions[row] for row in rows]),
-                    [generators[row] for row in rows],
-                    None if latents is None else torch.cat([latents[r * draws : (r + 1) * draws] for r in rows]),
-                    draws, tiles, device, keep_latents, progress, callback, callback_names,
-                )  # fmt: skip
+                    _together(conditions, rows), [own[row] for row in rows], start, draws, tiles, progress, call
+                )
                 for row, result in zip(rows, final.split(draws), strict=True):
                     results[row] = result
         samples = [
             torch.cat(results[end - count : end]) for end, count in zip(accumulate(counts), counts, strict=True)
         ]
         if self._error_wanted:
-            spread = zip(given, samples, own, strict=True)
-            samples = [self._spread(scene, one[:, :1], one[:, 1:], num_maps, rng) for scene, one, rng in spread]
+            spread = zip(given, samples, generators, strict=True)
+            samples = [samples_by_error(scene, one[:, :1], one[:, 1:], num_maps, rng) for scene, one, rng in spread]
         return [one.expand(num_maps, -1, -1, -1) for one in samples]  # where one map is all of them
 
     def _tile_side(self, height: int, width: int, tile_size: int | None) -> int | None:
@@ -511,15 +476,15 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return (native if isinstance(native, int) else max(native)) * self.vae_scale_factor
 
     def _batches(
-        self, conditions, num_maps, tile_size, tile_overlap, factor: int
-    ) -> Iterator[tuple[list[int], list[_Tile]]]:
+        self, conditions: list, num_maps: int, call: _Call, factor: int
+    ) -> Iterator[tuple[list[int], list[Tile]]]:
         """Which scenes go together, and the tiles they are cut into (one tile is the whole map)."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for row, condition in enumerate(conditions):
             by_size.setdefault(tuple(condition.shape[-2:]), []).append(row)
         for (height, width), rows in by_size.items():
-            side = self._tile_side(height, width, tile_size)
-            tiles = _tiles(height, width, side, tile_overlap, factor)
+            side = self._tile_side(height, width, call.tile_size)
+            tiles = cut(height, width, side, call.tile_overlap, factor)
             pixels = height * width if side is None else min(height, side) * min(width, side)
             count = max(1, PIXELS_A_BATCH // (pixels * num_maps))
             if len(tiles) > 1:
@@ -528,7 +493,14 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 yield rows[start : start + count], tiles
 
     def _run_batch(
-        self, condition, generators, latents, num_maps, tiles, device, keep_latents, progress, callback, callback_names
+        self,
+        condition: torch.Tensor,
+        generators: list,
+        latents,
+        num_maps: int,
+        tiles: list[Tile],
+        progress,
+        call: _Call,
     ) -> torch.Tensor:
         """Final maps in [-1, 1] (or latents) of scenes of one size."""
         factor = self.vae_scale_factor
@@ -539,7 +511,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         shape = (self.unet.config.in_channels, condition.shape[-2] // factor, condition.shape[-1] // factor)
         if latents is None and self.config.mean_map and num_maps == 1 and self._num_timesteps == 1:
             latents = torch.zeros(len(condition), *shape)
-        latents = self.prepare_latents(shape, generators, num_maps, device, latents)
+        latents = self.prepare_latents(shape, generators, num_maps, call.device, latents)
         # every tile sees its part of the same noise, whatever the order of the tiles
         drawn: dict[int, torch.Tensor] = {}
 
@@ -547,10 +519,10 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
             if self.scheduler.config.get("solver") == "ode" or step + 1 == self._num_timesteps:
                 return None
             if step not in drawn:
-                drawn[step] = _draw(shape, generators, num_maps, device)
+                drawn[step] = draw_noise(shape, generators, num_maps, call.device)
             return drawn[step]
 
-        def map_of(tile: _Tile) -> torch.Tensor:
+        def map_of(tile: Tile) -> torch.Tensor:
             small = tile.scaled(factor)
 
             def noise_in_tile(step: int) -> torch.Tensor | None:
@@ -563,14 +535,14 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
                 num_maps,
                 noise_in_tile,
                 progress,
-                callback,
-                callback_names,
+                call.callback,
+                call.callback_names,
             )
-            return final if keep_latents or self._error_wanted else self.decode_latents(final)[:, :1]
+            return final if call.keep_latents or self._error_wanted else self.decode_latents(final)[:, :1]
 
-        places = [tile.scaled(factor) for tile in tiles] if keep_latents else tiles
-        total = _blended(places, map(map_of, tiles))
-        return total if keep_latents else total[..., :height, :width]
+        places = [tile.scaled(factor) for tile in tiles] if call.keep_latents else tiles
+        total = blended(places, map(map_of, tiles))
+        return total if call.keep_latents else total[..., :height, :width]
 
     def _finish(self, results, given, output_type) -> RadioDiffPipelineOutput:
         maps, samples = [], []
@@ -598,146 +570,6 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         return RadioDiffPipelineOutput(images=images, maps=maps, samples=samples)
 
 
-# Randomness ----------------------------------------------------------------------------------------------------------
-
-
-def _variance_of_walls(scene: Scene, maps: torch.Tensor) -> torch.Tensor:
-    """How maps, `(n, 1, height, width)`, whose walls were moved differ from pixel to pixel, smoothed a little."""
-    variance = maps.var(0).numpy()
-    variance[:, scene.footprint] = 0  # what a network says in there must not leak out
-    return torch.from_numpy(gaussian_filter(variance, (0, SMOOTHED, SMOOTHED)))
-
-
-def _with_walls_moved(scene: Scene, shift: list[float]) -> Scene:
-    """The scene with the outlines that its mask suggests shifted; of one whose outlines are known, its cars."""
-    if scene._cut_from is not None:
-        whole, left, top = scene._cut_from
-        height, width = scene.shape
-        return _with_walls_moved(whole, shift).crop(left, top, width, height)
-    if scene.polygons is None:
-        from radiodiff_diffusers.engines.outlines import known_outlines
-
-        moved = tuple(tuple(ring + shift for ring in rings) for rings in known_outlines(scene))
-        return scene.replace(polygons=moved, buildings=scene.footprint)
-    offset = np.clip(np.add(scene.raster_offset, shift), -0.499, 0.499)
-    return scene.replace(raster_offset=tuple(offset.tolist()))
-
-
-def _one_each(generator, count: int) -> list[torch.Generator | None]:
-    """A generator for each scene. One for all is copied as it stands: every scene draws the same numbers."""
-    if isinstance(generator, (list, tuple)):
-        return [_as_generator(one) for one in generator]
-    generator = _as_generator(generator)
-    if generator is None:
-        return [None] * count
-    copies = [torch.Generator(generator.device) for _ in range(count - 1)]
-    for copy in copies:
-        copy.set_state(generator.get_state())
-    return [generator, *copies][:count]
-
-
-def _as_generator(given) -> torch.Generator | None:
-    if given is None or isinstance(given, torch.Generator):
-        return given
-    if isinstance(given, Integral) and not isinstance(given, bool):  # a seed; numpy's integers, too
-        return torch.Generator().manual_seed(int(given))
-    raise ValueError(f"generator must be a torch.Generator, a seed, or a list of them; got {given!r}")
-
-
-def _samples_round(gain: torch.Tensor, deviation: torch.Tensor, num_maps: int, generator) -> torch.Tensor:
-    """`(num_maps, 1, height, width)` in [-1, 1]: each sample lies as many deviations off as it draws, the same
-    everywhere. Together they draw none, so that their mean is the map."""
-    device = "cpu" if generator is None else generator.device
-    draws = torch.randn(num_maps, 1, 1, 1, generator=generator, device=device).cpu()
-    draws = (draws - draws.mean()) / draws.std()
-    return (gain + draws * deviation).clamp(-1, 1)
-
-
-def _draw(shape, generators, num_maps: int, device: torch.device) -> torch.Tensor:
-    """`(scenes * num_maps, *shape)` of standard normal noise, each scene's from its own generator."""
-    drawn = []
-    for generator in generators:
-        on = device if generator is None else generator.device
-        drawn.append(torch.randn((num_maps, *shape), generator=generator, device=on).to(device))
-    return torch.cat(drawn)
-
-
-# Tiles ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A part of a map, and how far its neighbours reach into it at the top, bottom, left and right."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    shared: tuple[int, int, int, int]
-
-    @property
-    def window(self) -> tuple[Any, ...]:
-        return (..., slice(self.top, self.top + self.height), slice(self.left, self.left + self.width))
-
-    def scaled(self, factor: int) -> _Tile:
-        parts = (self.top, self.left, self.height, self.width)
-        return _Tile(*(v // factor for v in parts), tuple(v // factor for v in self.shared))
-
-    def weight(self) -> torch.Tensor:
-        """1 in the middle, falling to 0 over what the neighbours share, so that blended tiles show no seam."""
-        down = _ramp(self.height, self.shared[0], self.shared[1])
-        across = _ramp(self.width, self.shared[2], self.shared[3])
-        return down[:, None] * across[None, :]
-
-
-def _blended(tiles: list[_Tile], parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """One picture from those of the tiles."""
-    if len(tiles) == 1:
-        return next(iter(parts)).float().cpu()
-    height, width = tiles[-1].top + tiles[-1].height, tiles[-1].left + tiles[-1].width
-    weights = torch.zeros(height, width)
-    total = None
-    for tile, part in zip(tiles, parts, strict=True):
-        if total is None:
-            total = torch.zeros(*part.shape[:2], height, width)
-        weight = tile.weight()
-        total[tile.window] += part.float().cpu() * weight
-        weights[tile.window[-2:]] += weight
-    return total / weights
-
-
-def _ramp(length: int, before: int, after: int) -> torch.Tensor:
-    at = torch.arange(length, dtype=torch.float32) + 0.5
-    rise = torch.ones(length) if before == 0 else (at / before).clamp(max=1)
-    fall = torch.ones(length) if after == 0 else ((length - at) / after).clamp(max=1)
-    smooth = torch.minimum(rise, fall)
-    return smooth * smooth * (3 - 2 * smooth)
-
-
-def _tiles(height: int, width: int, side: int | None, overlap: int | None, factor: int) -> list[_Tile]:
-    height, width = height + -height % factor, width + -width % factor
-    if side is None or (height <= side and width <= side):
-        return [_Tile(0, 0, height, width, (0, 0, 0, 0))]
-    side = max(side // factor, 1) * factor
-    overlap = side // 4 if overlap is None else overlap
-    rows = _spans(height, side, overlap, factor)
-    columns = _spans(width, side, overlap, factor)
-    return [
-        _Tile(top, left, bottom - top, right - left, (above, below, before, after))
-        for top, bottom, above, below in rows
-        for left, right, before, after in columns
-    ]
-
-
-def _spans(length: int, side: int, overlap: int, factor: int) -> list[tuple[int, int, int, int]]:
-    """Evenly spread pieces `(start, stop, shared before, shared after)` of one side, on multiples of `factor`."""
-    if length <= side:
-        return [(0, length, 0, 0)]
-    count = -(-(length - overlap) // (side - overlap))
-    starts = [round(i * (length - side) / (count - 1) / factor) * factor for i in range(count)]
-    spans = []
-    for i, start in enumerate(starts):
-        before = starts[i - 1] + side - start if i else 0
-        after = start + side - starts[i + 1] if i + 1 < count else 0
-        spans.append((start, start + side, before, after))
-    return spans
+def _together(planes: list[torch.Tensor], rows: list[int]) -> torch.Tensor:
+    """A batch of some of them, without a copy where it is one."""
+    return planes[rows[0]][None] if len(rows) == 1 else torch.stack([planes[row] for row in rows])

@@ -114,15 +114,25 @@ def signed_area(ring: Sequence[Any]) -> float:
 
 def _edges(polygons: Iterable[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Starts and ends of all edges, and the polygon each belongs to."""
-    starts, ends, owners = [], [], []
+    rings, owners = [], []
     for owner, polygon in enumerate(polygons):
         for ring in as_rings(polygon):
-            starts.append(ring)
-            ends.append(np.roll(ring, -1, axis=0))
-            owners.append(np.full(len(ring), owner))
-    if not starts:
+            if len(ring):
+                rings.append(ring)
+                owners.append(owner)
+    if not rings:
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, np.int64)
-    return np.concatenate(starts), np.concatenate(ends), np.concatenate(owners)
+    starts = np.concatenate(rings)
+    sizes = [len(ring) for ring in rings]
+    return starts, starts[following(sizes)], np.repeat(owners, sizes)
+
+
+def following(sizes: Sequence[int]) -> np.ndarray:
+    """Of rings of points one after another, `sizes` points each: the index of every point's next one on its ring."""
+    ends = np.cumsum(sizes)
+    following = np.arange(1, ends[-1] + 1)
+    following[ends - 1] = ends - sizes
+    return following
 
 
 def distance_metres(scene: Scene) -> np.ndarray:

@@ -201,8 +201,8 @@ def test_wrong_names_get_one_line():
 
 @pytest.mark.parametrize("radar", list(RADARS))
 def test_cost_of_an_image(radar):
-    """An image, some 0.1 s, takes twice as long as half a million complex exponentials and their FFT do in the same
-    run (time of this thread: other programs may be running)."""
+    """An image, some 0.1 s, takes two to three times as long, by processor, as half a million complex exponentials and
+    their FFT do in the same run (time of this thread: other programs may be running)."""
     phases = np.linspace(0, 1e4, 500_000)
 
     def fastest(work):
@@ -215,4 +215,4 @@ def test_cost_of_an_image(radar):
 
     gait.spectrogram(0, radar=radar)
     image = fastest(lambda: gait.spectrogram(1, 3, radar=radar))
-    assert image < 3 * fastest(lambda: np.fft.fft(np.exp(1j * phases)))
+    assert image < 5 * fastest(lambda: np.fft.fft(np.exp(1j * phases)))

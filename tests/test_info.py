@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from diffusers import AutoencoderKL  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from radiodiff_diffusers import ConstSDEScheduler, RadioDiffPipeline, RadioDiffUNet2DModel  # noqa: E402
 from radiodiff_diffusers.commands import info as command  # noqa: E402
@@ -160,6 +161,14 @@ def test_the_published_model_has_its_autoencoder():
     assert sum(p.numel() for p in pipe.unet.parameters()) == 223_842_366
     assert pipe.vae_scale_factor == 4 and sum(p.numel() for p in pipe.vae.parameters()) == 55_307_453
     assert pipe.vae.config.scaling_factor == 0.3 and load_model("test").vae is None
+
+
+def test_attention_is_counted():
+    """Both products of 16 queries with 16 keys of 8 numbers each, and nothing else."""
+    tokens = torch.zeros(1, 2, 16, 8)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=architecture.ATTENTION_ON_CPU) as counter:
+        torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 16 * 16 * 8
 
 
 @pytest.mark.slow

@@ -48,7 +48,9 @@ ERROR_WEIGHT = 0.002  # of what the error map learns beside the map: it is not t
 def new_model(args: argparse.Namespace, seed: int = 0) -> MeanMapModel:
     torch.manual_seed(seed)
     second = args.second or None
-    model = MeanMapModel(args.channels, args.physics, widths=args.widths, error_map=True, second_look=second)
+    model = MeanMapModel(
+        args.channels, args.physics, args.patch, args.widths, True, second, conv_in_kernel=args.in_kernel
+    )
     return model.to(memory_format=torch.channels_last)
 
 
@@ -130,7 +132,9 @@ def main() -> None:
     for command in (train_command, export_command):
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--physics", default="coarse_loss", help="the channel whose map is corrected")
-        command.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64])
+        command.add_argument("--patch", type=int, default=8, help="pixels a side that are folded into channels")
+        command.add_argument("--widths", type=int, nargs=3, default=[32, 64, 64])
+        command.add_argument("--in-kernel", type=int, default=1, help="of the first layer")
     train_command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     train_command.add_argument(
         "--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way"

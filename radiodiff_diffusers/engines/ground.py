@@ -35,13 +35,17 @@ class Ground:
 
 def covered_area(polygons: Iterable[Iterable[np.ndarray]]) -> shapely.Geometry:
     """The ground that polygons cover, whatever their rings' order, direction, overlaps and self-crossings."""
-    outlines = []
-    for rings in polygons:
-        rings = [ring for ring in (np.asarray(ring, np.float64) for ring in rings) if len(ring) >= 3]
-        if rings:
-            outlines.append(shapely.Polygon(rings[0], rings[1:]))
-    whole = shapely.get_parts(shapely.make_valid(outlines))
-    return shapely.union_all(whole[shapely.get_dimensions(whole) == 2]) if len(whole) else shapely.Polygon()
+    rings, owners = [], []
+    for owner, polygon in enumerate(polygons):
+        parts = [part for part in (np.asarray(ring, np.float64) for ring in polygon) if len(part) >= 3]
+        rings += parts
+        owners += [owner] * len(parts)
+    if not rings:
+        return shapely.Polygon()
+    lines = shapely.linearrings(np.concatenate(rings), indices=np.repeat(np.arange(len(rings)), [*map(len, rings)]))
+    areas = shapely.polygons(lines, indices=np.unique(owners, return_inverse=True)[1])
+    areas = shapely.get_parts(shapely.make_valid(areas))
+    return shapely.disjoint_subset_union_all(areas[shapely.get_dimensions(areas) == 2])
 
 
 def build_ground(shape: tuple[int, int], walls: shapely.Geometry) -> Ground:
@@ -64,9 +68,9 @@ def build_ground(shape: tuple[int, int], walls: shapely.Geometry) -> Ground:
 def _triangulate(area: shapely.Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Constrained Delaunay triangles: points, triangles of point indices, neighbours across their edges."""
     cut = shapely.constrained_delaunay_triangles(area)
-    corners = shapely.get_coordinates(cut).reshape(-1, 4, 2)[:, :3]
-    points, index = np.unique(corners.reshape(-1, 2), axis=0, return_inverse=True)
-    triangles = index.reshape(-1, 3)
+    corners = np.ascontiguousarray(shapely.get_coordinates(cut).reshape(-1, 4, 2)[:, :3])
+    points, index = np.unique(corners.view(np.complex128), return_inverse=True)  # pairs, sorted as numbers are
+    points, triangles = points.view(np.float64).reshape(-1, 2), index.reshape(-1, 3)
     a, b, c = (points[triangles[:, i]] for i in range(3))
     area = cross(b[:, 0] - a[:, 0], b[:, 1] - a[:, 1], c[:, 0] - a[:, 0], c[:, 1] - a[:, 1])
     triangles[area < 0] = triangles[area < 0][:, ::-1]

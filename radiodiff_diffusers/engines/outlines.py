@@ -9,7 +9,7 @@ import shapely
 from numba import njit
 from scipy.ndimage import label
 
-from ..geometry import rasterize
+from ..geometry import following, rasterize
 from ..scene import Scene
 
 TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one pixel is a straight wall
@@ -18,6 +18,7 @@ TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one 
 TOLERANCES = (1.3, 1.1, 0.9, 0.7, 0.5)
 CORNER, SPREAD = 1.0, 0.1
 SMALL = 24  # pixels round a building
+MARGIN = 4  # pixels beyond the mask that a wall may lie
 # A mask pixel counts by the point at its centre; walls that run exactly through one are settled as
 # `geometry.rasterize` does.
 NUDGE = 1e-6
@@ -63,25 +64,51 @@ def whole_metre_outlines(mask: np.ndarray, raster_offset: tuple[float, float]) -
     """
     rings, owners = _staircases(mask)
     fine = _through_middles(rings)
-    seeds = [*(_simplified(fine, tolerance) for tolerance in TOLERANCES), fine]
-    to_map = np.rint(np.add(raster_offset, 0.5))
-    return _polygons([_best_fit(mask, tries) - to_map for tries in zip(*seeds, strict=True)], owners)
+    seeds = [_corners(lines) for lines in (*(_simplified(fine, tolerance) for tolerance in TOLERANCES), fine)]
+    to_map, wrong = np.rint(np.add(raster_offset, 0.5)), _wrong_pixels(mask)
+    return _polygons([_best_fit(wrong, tries) - to_map for tries in zip(*seeds, strict=True)], owners)
 
 
-def _best_fit(mask: np.ndarray, tries: tuple[shapely.Geometry, ...]) -> np.ndarray:
+def _corners(lines: np.ndarray) -> list[np.ndarray]:
+    """Each ring's corners, without the repeated last one."""
+    sizes = shapely.get_num_coordinates(lines)
+    ends, points = np.cumsum(sizes), shapely.get_coordinates(lines)
+    return [points[start : end - 1] for start, end in zip(ends - sizes, ends, strict=True)]
+
+
+def _best_fit(wrong: tuple[np.ndarray, np.ndarray], tries: tuple[np.ndarray, ...]) -> np.ndarray:
     """The cheapest outline that one of the simplified ones leads to when its corners are moved to whole pixels."""
-    best, least, seen = np.empty((0, 2)), np.inf, 0
-    for line in tries:
-        seed = shapely.get_coordinates(line)[:-1]
+    best, least, seen = np.zeros((1, 2)), np.inf, 0
+    for seed in tries:
         if len(seed) == seen or len(seed) < 3:
             continue
         seen = len(seed)
         if CORNER * seen >= least:
             break
-        ring, cost = _snap(mask, seed)
+        ring, cost = _snap(wrong, seed)
         if cost + CORNER * seen < least:
             best, least = ring, cost + CORNER * seen
-    return np.vstack([best, best[:1]]).astype(np.float64)
+    return best[np.arange(len(best) + 1) % len(best)]
+
+
+def _wrong_pixels(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the two pixels on either side of a piece of wall, one pixel long, the mask has on the wrong side.
+
+    The first array is of flat pieces, `[far, k, j + MARGIN]` of the one across column k with row j beyond it, which is
+    to be covered where `far` is 1; the second is of steep ones across row k with column j beyond.
+    """
+
+    def of(lines: np.ndarray) -> np.ndarray:
+        covered = np.pad(lines.astype(np.uint8), ((0, 0), (MARGIN + 2, MARGIN + 2)))
+        free = np.pad(1 - lines.astype(np.uint8), ((0, 0), (MARGIN + 2, MARGIN + 2)))
+        return np.stack(
+            [
+                before[:, :-4] + before[:, 1:-3] + beyond[:, 2:-2] + beyond[:, 3:-1]
+                for before, beyond in ((free, covered), (covered, free))
+            ]
+        )
+
+    return of(np.ascontiguousarray(mask.T)), of(mask)
 
 
 def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
@@ -99,18 +126,12 @@ def _through_middles(rings: list[np.ndarray]) -> np.ndarray:
     Where a ring begins it keeps a corner when it is simplified. Near its middle, along a wall, the wall can lie on
     that one; of a small building it is a true corner, for there is no room for another.
     """
-    starts = np.array([0, *np.cumsum([len(ring) for ring in rings])])
-    points = np.concatenate([np.empty((0, 2)), *rings])
-    following = np.arange(1, len(points) + 1)
-    following[starts[1:] - 1] = starts[:-1]
-    middles = (points + points[following]) / 2
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
-        ring = middles[a:b]
-        out = np.square(ring - ring.mean(0)).sum(1)
-        first = int(out.argmax() if len(ring) < SMALL else out.argmin())
-        middles[a:b] = np.concatenate((ring[first:], ring[:first]))
-    owner = np.repeat(np.arange(len(rings)), np.diff(starts))
-    return shapely.linearrings(middles, indices=owner) if len(rings) else np.array([], object)
+    if not rings:
+        return np.array([], object)
+    sizes = np.array([len(ring) for ring in rings])
+    points = np.concatenate(rings)
+    middles = (points + points[following(sizes)]) / 2
+    return shapely.linearrings(_begun(middles, sizes), indices=np.repeat(np.arange(len(rings)), sizes))
 
 
 def _simplified(rings: np.ndarray, tolerance: float) -> np.ndarray:
@@ -164,7 +185,28 @@ def _trace(mask: np.ndarray):
 
 
 @njit(cache=True, nogil=True)
-def _snap(mask: np.ndarray, seed: np.ndarray):
+def _begun(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Rings of `sizes` points, each turned to begin near its middle, or farthest from it if it is small."""
+    turned, start = np.empty_like(points), 0
+    for size in sizes:
+        x = y = 0.0
+        for px, py in points[start : start + size]:
+            x, y = x + px, y + py
+        first, least = 0, np.inf
+        for i in range(size):
+            out = (points[start + i, 0] - x / size) ** 2 + (points[start + i, 1] - y / size) ** 2
+            if size < SMALL:
+                out = -out
+            if out < least:
+                first, least = i, out
+        for i in range(size):
+            turned[start + i] = points[start + (first + i) % size]
+        start += size
+    return turned
+
+
+@njit(cache=True, nogil=True)
+def _snap(wrong: tuple[np.ndarray, np.ndarray], seed: np.ndarray):
     """Every corner on the best of the nine whole pixels round it, all at once (a Viterbi search round the ring); the
     ring and its cost."""
     corners, choices = len(seed), 9
@@ -178,51 +220,48 @@ def _snap(mask: np.ndarray, seed: np.ndarray):
         following = place[(i + 1) % corners]
         for a in range(choices):
             for b in range(choices):
-                cost[i, a, b] = _wall_cost(mask, place[i, a, 0], place[i, a, 1], following[b, 0], following[b, 1])
+                cost[i, a, b] = _wall_cost(wrong, place[i, a, 0], place[i, a, 1], following[b, 0], following[b, 1])
 
-    total, chosen = np.inf, np.zeros(corners, np.int64)
-    value, before = np.empty((corners + 1, choices)), np.zeros((corners + 1, choices), np.int64)
-    for first in range(choices):
-        value[0] = np.inf
-        value[0, first] = 0.0
-        for i in range(corners):
+    value = np.full((corners + 1, choices, choices), np.inf)  # of the way from each choice of the first corner
+    for k in range(choices):
+        value[0, k, k] = 0.0
+    for i in range(corners):
+        for a in range(choices):
             for b in range(choices):
-                value[i + 1, b] = np.inf
-                for a in range(choices):
-                    way = value[i, a] + cost[i, a, b]
-                    if way < value[i + 1, b]:
-                        value[i + 1, b], before[i + 1, b] = way, a
-        if value[corners, first] < total:
-            total = value[corners, first]
-            k = first
-            for i in range(corners, 0, -1):
-                k = before[i, k]
-                chosen[i - 1] = k
-    ring = np.empty((corners, 2), np.int64)
+                for first in range(choices):
+                    value[i + 1, b, first] = min(value[i + 1, b, first], value[i, a, first] + cost[i, a, b])
+    best = 0
+    for first in range(choices):
+        if value[corners, first, first] < value[corners, best, best]:
+            best = first
+    chosen, k = np.zeros(corners, np.int64), best
+    for i in range(corners - 1, -1, -1):
+        a = 0
+        while value[i, a, best] + cost[i, a, k] > value[i + 1, k, best]:
+            a += 1
+        chosen[i] = k = a
+    ring = np.empty((corners, 2))
     for i in range(corners):
         ring[i] = place[i, chosen[i]]
-    return ring, total
+    return ring, value[corners, best, best]
 
 
 @njit(cache=True, nogil=True)
-def _wall_cost(mask: np.ndarray, ax: int, ay: int, bx: int, by: int) -> float:
-    """How many of the two pixels on either side of a wall the mask has on the wrong side, and how far the wall is off
-    the staircase."""
+def _wall_cost(wrong: tuple[np.ndarray, np.ndarray], ax: int, ay: int, bx: int, by: int) -> float:
+    """What a wall's pieces have wrong, see `_wrong_pixels`, and how far it is off the staircase."""
     if ax == bx and ay == by:
         return 1e3
     dx, dy = bx - ax, by - ay
     flat = abs(dx) >= abs(dy)
     run, rise, start, level = (dx, dy, ax, ay) if flat else (dy, dx, ay, ax)
     # the covered side is on the right: below a wall that runs right, left of one that runs down
-    far_side_covered = (run > 0) == flat
-    height, width = mask.shape
-    along, across = (width, height) if flat else (height, width)
-    wrong, spread = 0.0, 0.0
+    pieces = wrong[0 if flat else 1][1 if (run > 0) == flat else 0]
+    along, places = pieces.shape
+    count, spread = 0, 0.0
     for k in range(max(min(start, start + run), 0), min(max(start, start + run), along)):
         crossing = level + (k + 0.5 - start) * rise / run + NUDGE
         beyond = int(math.ceil(crossing - 0.5))  # the first pixel whose centre lies beyond the wall
         spread += (crossing - beyond) ** 2
-        for j in range(beyond - 2, beyond + 2):
-            if 0 <= j < across and (mask[j, k] if flat else mask[k, j]) != ((j >= beyond) == far_side_covered):
-                wrong += 1.0
-    return wrong + SPREAD * spread
+        if -MARGIN <= beyond < places - MARGIN:
+            count += pieces[k, beyond + MARGIN]
+    return count + SPREAD * spread

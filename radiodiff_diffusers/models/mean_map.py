@@ -24,6 +24,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         physics_channel (`str`, defaults to `"detour_loss"`): Which of them is the loss that it corrects.
         patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
         widths (`list[int]`, defaults to `[16, 32, 64]`): Channels of the three levels.
+        conv_in_kernel (`int`, defaults to 3): How many patches the first layer sees at once, a side; 1 costs least.
         error_map (`bool`, defaults to `False`): It also says how wrong the map may be (`return_error`).
         second_look (`str`, *optional*): One more plane, a loss by another way of computing it, that only the error map
             needs: where both ways differ, neither is to be trusted.
@@ -38,6 +39,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         widths: list[int] = (16, 32, 64),
         error_map: bool = False,
         second_look: str | None = None,
+        conv_in_kernel: int = 3,
     ):
         super().__init__()
         check_channel_names([*condition_channels, *([second_look] if second_look else [])])
@@ -47,7 +49,7 @@ class MeanMapModel(ModelMixin, ConfigMixin):
             raise ValueError(f"expected a patch_size from 1 and three widths; got {patch_size} and {list(widths)}")
         folded = patch_size**2
         fine, middle, deep = widths
-        self.conv_in = nn.Conv2d(len(condition_channels) * folded, fine, 3, padding=1)
+        self.conv_in = nn.Conv2d(len(condition_channels) * folded, fine, conv_in_kernel, padding=conv_in_kernel // 2)
         self.down1 = nn.Conv2d(fine, middle, 2, stride=2)
         self.block1 = Block(middle)
         self.down2 = nn.Conv2d(middle, deep, 2, stride=2)
@@ -106,7 +108,9 @@ class MeanMapModel(ModelMixin, ConfigMixin):
 
         def folded(x: torch.Tensor) -> torch.Tensor:
             x = F.pad(x.to(self.conv_in.weight.dtype), (0, -width % side, 0, -height % side), mode="replicate")
-            return F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
+            batch, channels, rows, columns = x.shape
+            x = x.view(batch, channels, rows // patch, patch, columns // patch, patch).permute(0, 2, 4, 1, 3, 5)
+            return x.flatten(3).permute(0, 3, 1, 2)  # pixel_unshuffle, into channels_last at once
 
         def unfolded(x: torch.Tensor) -> torch.Tensor:
             return F.pixel_shuffle(x, patch)[..., :height, :width].float()

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .document import counted
 
@@ -223,9 +223,17 @@ def _one_prediction(model: Any, height: int, width: int, steps: int | None):
     return None
 
 
+# torch itself counts attention by the kernels of GPUs only.
+ATTENTION_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value)
+    )
+}
+
+
 def _watch(info: ModelInfo, modules: dict[str, nn.Module], run) -> None:
     """Run once under hooks: the tree of calls, FLOPs of each, and the most memory that lived at a time."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
     stack: list[Call] = []
     hooks: list[Any] = []
     totals: dict[str, tuple[int, Any]] = {}
