@@ -9,9 +9,9 @@ DEV := .venv/.dev-stamp
 predict: $(RUNTIME)
 	$(BIN)/radiodiff predict examples/city.png --tx 128,120 --truth dominant_path -o prediction.png
 
-# One thread: the tests' models are small, and threads only wait for each other there.
+# Two processes of one thread each: the tests' models are small, and threads only wait for each other there.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow

@@ -54,6 +54,7 @@ EXTRAS["dev"] = [
     "playwright>=1.50",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "torch-fidelity>=0.4",
 ]

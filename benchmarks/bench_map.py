@@ -2,9 +2,9 @@
 
     python benchmarks/bench_map.py --radiomapseer FOLDER      # or a made-up city's mask, without it
 
-Everything is timed in turn, best of some rounds, channels and outlines included. A search runs on one thread; the
-pipeline prepares the city of a list of scenes once and searches on several threads, and in the last rows of the engine
-it does the same.
+Everything is timed in turn, best of some rounds, channels and outlines included; the last lines are medians of the
+rounds' own ratios, which a busy machine moves less. A search runs on one thread; the pipeline prepares the city of a
+list of scenes once and searches on several threads, and in the last rows of the engine it does the same.
 """
 
 import argparse
@@ -51,31 +51,36 @@ def main() -> None:
         city = prepare(scenes[0])
         return list(map(lambda scene: dominant_path(scene, city=city), scenes))
 
+    at_once = f"{args.count} at once"
     work = {
         "engine, one map": (lambda: dominant_path(fresh()[0]), 1),
         "engine, a loop": (lambda: [dominant_path(scene) for scene in fresh()], args.count),
         "engine, a loop, the city prepared once": (lambda: with_one_city(fresh(), map), args.count),
-        f"engine, {args.count} at once, the city prepared once": (
-            lambda: with_one_city(fresh(), pool.map),
-            args.count,
-        ),
+        f"engine, {at_once}, the city prepared once": (lambda: with_one_city(fresh(), pool.map), args.count),
         "engine, step 2, one map": (lambda: dominant_path(fresh()[0], step=2), 1),
         "default model, one map": (lambda: anew()(fresh()[0]), 1),
         "default model, a loop": (lambda: list(map(anew(), fresh())), args.count),
-        f"default model, {args.count} at once": (lambda: anew()(fresh()), args.count),
+        f"default model, {at_once}": (lambda: anew()(fresh()), args.count),
         "default model, one map and how sure it is": (lambda: anew()(fresh()[0], num_maps=8), 1),
     }
-    best = dict.fromkeys(work, float("inf"))
+    seconds = {name: [] for name in work}
     for run, _ in work.values():
         run()
     for _ in range(args.rounds):
         for name, (run, _) in work.items():
             start = time.perf_counter()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     print(f"| {args.threads} threads | ms a map |\n|---|---|")
     for name, (_, maps) in work.items():
-        print(f"| {name} | {1e3 * best[name] / maps:.0f} |")
+        print(f"| {name} | {1e3 * min(seconds[name]) / maps:.0f} |")
+    for what, engine in (
+        ("one map", "one map"),
+        ("a loop", "a loop, the city prepared once"),
+        (at_once, f"{at_once}, the city prepared once"),
+    ):
+        ratios = np.divide(seconds[f"default model, {what}"], seconds[f"engine, {engine}"])
+        print(f"default model, {what}: {np.median(ratios):.2f} of the engine's time ({engine})")
 
 
 if __name__ == "__main__":

@@ -549,7 +549,7 @@ class RadioDiffPipeline(SavedPipelineMixin, LoraLoaderMixin, DiffusionPipeline):
         for result, scene in zip(results, given, strict=True):
             gain = self.gain_scale.from_unit(result[:, 0].numpy())
             if isinstance(scene, Scene):
-                gain[:, scene.footprint] = self.gain_scale.floor_db
+                np.copyto(gain, self.gain_scale.floor_db, where=scene.footprint)
             samples.append(gain)
             several = len(gain) > 1
             maps.append(

@@ -143,18 +143,21 @@ def test_kriging_reports_its_spread_and_refuses_what_would_not_end():
 
 def test_dominant_path_prepares_a_city_once_and_takes_constants(monkeypatch):
     from radiodiff_diffusers import engines
+    from radiodiff_diffusers.engines import dominant_paths
 
     scenes = [city(), city(transmitter=(5, 30))]
+    alone = [engines.dominant_path(scene.replace()).gain_db for scene in scenes]
     prepared = []
-    prepare = engines.prepare
-    monkeypatch.setattr(engines, "prepare", lambda scene: prepared.append(1) or prepare(scene))
+    prepare = dominant_paths.prepare
+    monkeypatch.setattr(dominant_paths, "prepare", lambda scene: prepared.append(1) or prepare(scene))
     (predictor,) = make_predictors("dominant_path")
-    maps = predictor.load()(scenes)
+    predict_all = predictor.load()
+    maps = [*predict_all(scenes[:1]), *predict_all(scenes[1:])]
     assert len(prepared) == 1
-    for scene, radio_map in zip(scenes, maps, strict=True):
-        assert np.array_equal(radio_map.gain_db, engines.dominant_path(scene).gain_db)
+    for gain, radio_map in zip(alone, maps, strict=True):
+        assert np.array_equal(radio_map.gain_db, gain)
     with_cars = scenes[0].replace(cars=np.eye(40, dtype=bool))
-    predictor.load()([scenes[0], with_cars])
+    predictor.load()([scenes[0].replace(), with_cars])
     assert len(prepared) == 3  # a new predictor remembers nothing, and cars make another city
     shallow = predict("dominant_path:shadow_exponent=3.5,corner_loss=5", scenes[0]).gain_db
     assert np.array_equal(shallow, engines.dominant_path(scenes[0], shadow_exponent=3.5, corner_loss=5).gain_db)

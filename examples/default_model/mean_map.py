@@ -133,7 +133,7 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--physics", default="coarse_loss", help="the channel whose map is corrected")
         command.add_argument("--patch", type=int, default=8, help="pixels a side that are folded into channels")
-        command.add_argument("--widths", type=int, nargs=3, default=[32, 64, 64])
+        command.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64])
         command.add_argument("--in-kernel", type=int, default=1, help="of the first layer")
     train_command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     train_command.add_argument(

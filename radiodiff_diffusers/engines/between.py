@@ -10,14 +10,15 @@ GRAZE = 0.02  # pixels, as in wavefront.py
 
 @njit(cache=True, nogil=True)
 def choose_pixels(obstacle, x, y, step):
-    """The pixels that a search with this step takes: every so many in the open, and all of a band along walls and
-    roofs' edges and round the transmitter, where ways turn and lanes are narrow. The band is `step` pixels wide, but
-    one on roofs, which are only crossed. It holds or touches pixels of the grid, so that the front gets from one to
-    the other."""
+    """The pixels that a search with this step takes: every so many in the open, and all of a band (`step` pixels to
+    each side) along walls and roofs' edges and round the transmitter, where ways turn and lanes are narrow. The band
+    holds pixels of the grid, so that the front gets from one to the other."""
     height, width = obstacle.shape
     chosen = np.zeros((height, width), np.bool_)
     chosen[::step, ::step] = True
     wide = max(step - 1, 1)
+    top, left = int(np.floor(y)), int(np.floor(x))
+    chosen[max(top - step, 0) : top + step + 2, max(left - step, 0) : left + step + 2] = True
     for row in range(height):
         for column in range(width):
             here = obstacle[row, column]
@@ -26,23 +27,7 @@ def choose_pixels(obstacle, x, y, step):
             if beside or below:
                 bottom, right = row + wide + 1 + below, column + wide + 1 + beside
                 chosen[max(row - wide, 0) : bottom, max(column - wide, 0) : right] = True
-    for row in range(height):
-        for column in range(width):
-            if obstacle[row, column] != 0 and chosen[row, column] and (row % step or column % step):
-                chosen[row, column] = _borders_other(obstacle, row, column)
-    top, left = int(np.floor(y)), int(np.floor(x))
-    chosen[max(top - step, 0) : top + step + 2, max(left - step, 0) : left + step + 2] = True
     return chosen
-
-
-@njit(cache=True, nogil=True)
-def _borders_other(obstacle, row, column):
-    height, width = obstacle.shape
-    for r in range(max(row - 1, 0), min(row + 2, height)):
-        for c in range(max(column - 1, 0), min(column + 2, width)):
-            if obstacle[r, c] != obstacle[row, column]:
-                return True
-    return False
 
 
 @njit(cache=True, nogil=True)

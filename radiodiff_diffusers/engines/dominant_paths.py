@@ -87,7 +87,7 @@ def city_key(scene: Scene) -> tuple:
 
 
 def prepared(scene: Scene) -> City:
-    """The same with a memory, for channels of one scene that share it."""
+    """The same with a memory, for the engine and the channels of one scene."""
     if "_city" not in scene._planes:
         scene._planes["_city"] = prepare(scene)
     return scene._planes["_city"]
@@ -112,7 +112,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, step: int = 1, **la
     if scene._cut_from is not None and city is None:  # the buildings beyond the crop matter
         gain = scene.cut_from_whole(dominant_path(scene._cut_from[0], step=step, **laws).gain_db)
         return RadioMap(gain, metres_per_pixel=scene.metres_per_pixel)
-    city = city or prepare(scene)
+    city = city or prepared(scene)
     if city.shape != scene.shape:
         (h, w), (height, width) = city.shape, scene.shape
         raise ValueError(
@@ -167,14 +167,17 @@ def _losses_in(streets: _Streets, scene: Scene, laws: PathLaws, step: int) -> tu
     rows, columns = np.nonzero(ground.on_wall)
     distance = np.hypot(columns - x, rows - y) * metres
     by_sight = 10.0 * laws.sight_exponent * np.log10(np.maximum(distance, 1.0))
-    loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, ground.on_wall), by_sight))
+    loss[rows, columns] = np.minimum(loss[rows, columns], np.maximum(_beside(loss, rows, columns), by_sight))
     return _close_gaps(loss, buildings), turned
 
 
-def _beside(loss: np.ndarray, on_wall: np.ndarray) -> np.ndarray:
+def _beside(loss: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """For receivers exactly on a wall, whose rays run along it: what the best place beside them, off the wall, has."""
-    off = np.pad(np.where(on_wall, np.inf, loss), 1, constant_values=np.inf)
-    return np.minimum.reduce([off[1:-1, 2:], off[1:-1, :-2], off[2:, 1:-1], off[:-2, 1:-1]])[on_wall]
+    off = np.full(np.add(loss.shape, 2), np.inf)
+    off[1:-1, 1:-1] = loss
+    off[rows + 1, columns + 1] = np.inf
+    around = ((1, 2), (1, 0), (2, 1), (0, 1))
+    return np.minimum.reduce([off[rows + down, columns + across] for down, across in around])
 
 
 def free_start(streets: _Streets, x: float, y: float) -> tuple[float, float, int]:

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from ..channels import share_walls
 from ..geometry import distance_metres
 from ..plugins import load_plugins
 from ..scene import GainScale, RadioMap, Scene
@@ -39,7 +40,6 @@ from ..scene import GainScale, RadioMap, Scene
 Predict = Callable[[list[Scene]], list[RadioMap]]
 IDW_NEIGHBOURS = 12
 MOST_KRIGED = 4000  # measurements; the system's cost grows with their cube
-CITIES_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -189,21 +189,8 @@ class DominantPath:
     def __call__(self, scenes: list[Scene]) -> list[RadioMap]:
         from ..engines import dominant_path
 
-        # a crop is cut from its whole city's map by the engine itself
-        cities = [None if scene._cut_from is not None else self._city(scene) for scene in scenes]
-        return [dominant_path(scene, city=city, **self.laws) for scene, city in zip(scenes, cities, strict=True)]
-
-    def _city(self, scene: Scene) -> Any:
-        from ..engines import prepare
-        from ..engines.dominant_paths import city_key
-
-        key = city_key(scene)
-        known = self._cities.get(key)
-        if known is None:
-            known = self._cities[key] = prepare(scene)
-            if len(self._cities) > CITIES_KEPT:
-                self._cities.popitem(last=False)
-        return known
+        share_walls(scenes, ["detour_loss"], map, self._cities)
+        return [dominant_path(scene, **self.laws) for scene in scenes]
 
 
 # From measurements -------------------------------------------------------------------------------------------------
