@@ -13,7 +13,7 @@ from radiodiff_diffusers.scene import Scene
 # How samples are spread by a model's error map: 95 % of a Student distribution with two degrees of freedom lie within
 # 4.3 of its scale; the rest, see `samples_by_error`, was fitted to simulated maps of a town seen as masks.
 HALF_OF_95_PERCENT = 4.3 / 2
-WALLS_WEIGHT, STANDING_STILL, SMOOTHED = 1.7, 0.004, 1.5  # -, of the network's unit, pixels
+WALLS_WEIGHT, STANDING_STILL, SMOOTHED = 1.7, 0.004, 1.5  # none, half the map's scale, pixels
 
 
 def views_of(

@@ -59,6 +59,8 @@ def _ramp(length: int, before: int, after: int) -> torch.Tensor:
 
 
 def cut(height: int, width: int, side: int | None, overlap: int | None, factor: int) -> list[Tile]:
+    """Tiles of at most `side` pixels a side that cover a map and share `overlap` pixels at least (a quarter of a side
+    where left out), on multiples of `factor`, by which the last ones may reach beyond the map."""
     height, width = height + -height % factor, width + -width % factor
     if side is None or (height <= side and width <= side):
         return [Tile(0, 0, height, width, (0, 0, 0, 0))]

@@ -26,6 +26,7 @@ array`.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -40,8 +41,13 @@ Channel = Callable[[Scene], np.ndarray]
 _CHANNELS: dict[str, Channel] = {}
 
 DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
-CITIES_KEPT, LARGEST_KEPT = 8, 1024 * 1024  # cities, pixels
-WALL_NAMES = ("_outlines", "_footprint", "_city")  # in a scene's memory: what does not depend on the transmitter
+CITIES_KEPT, LARGEST_KEPT = 8, 1024 * 1024  # cities, of which one has more than so many pixels
+WALL_NAMES = (
+    "_outlines",
+    "_footprint",
+    "_city",
+    "_walls",
+)  # in a scene's memory: what does not depend on the transmitter
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
 
@@ -116,24 +122,27 @@ def share_walls(
     wanted = DETOUR_CHANNELS & set(channels)
     if not wanted:
         return
+    wholes = [scene if scene._cut_from is None else scene._cut_from[0] for scene in scenes]
+    share_cities([whole for whole in wholes if wanted - set(whole._planes)], map, kept)
+
+
+def share_cities(scenes: Iterable[Scene], map: Callable, kept: OrderedDict[tuple, dict[str, Any]]) -> None:
+    """The same for scenes that are no crops, whatever their channels."""
     from .engines.dominant_paths import city_key, prepared
 
-    wholes = [scene if scene._cut_from is None else scene._cut_from[0] for scene in scenes]
     cities: dict[tuple, list[Scene]] = {}
-    for whole in wholes:
-        if wanted - set(whole._planes):
-            cities.setdefault(city_key(whole), []).append(whole)
-    new = [city[0] for key, city in cities.items() if key not in kept]
-    list(map(prepared, new))
+    for scene in scenes:
+        cities.setdefault(city_key(scene), []).append(scene)
+    list(map(prepared, [city[0] for key, city in cities.items() if key not in kept]))
     for key, city in cities.items():
         known = kept.get(key) or {name: city[0]._planes[name] for name in WALL_NAMES if name in city[0]._planes}
         for scene in city:
             scene._planes.update(known)
-        if city[0].buildings.size <= LARGEST_KEPT:
-            kept[key] = known
-            kept.move_to_end(key)
-    while len(kept) > CITIES_KEPT:
-        kept.popitem(last=False)
+        kept[key] = known
+        kept.move_to_end(key)
+    large = [key for key, known in kept.items() if math.prod(known["_city"].shape) > LARGEST_KEPT]
+    for key in [*large[:-1], *list(kept)[:-CITIES_KEPT]]:
+        kept.pop(key, None)
 
 
 # The channels ------------------------------------------------------------------------------------------------------

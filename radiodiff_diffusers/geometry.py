@@ -130,9 +130,9 @@ def _edges(polygons: Iterable[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def following(sizes: Sequence[int]) -> np.ndarray:
     """Of rings of points one after another, `sizes` points each: the index of every point's next one on its ring."""
     ends = np.cumsum(sizes)
-    following = np.arange(1, ends[-1] + 1)
-    following[ends - 1] = ends - sizes
-    return following
+    index = np.arange(1, ends[-1] + 1)
+    index[ends - 1] = ends - sizes
+    return index
 
 
 def distance_metres(scene: Scene) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The physics engines against closed forms, and the dominant path engine against real maps where they are at hand."""
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,15 @@ from PIL import Image
 from radiodiff_diffusers import channels_indoor
 from radiodiff_diffusers.engines import dominant_path, free_space, indoor, prepare
 from radiodiff_diffusers.engines.dominant_paths import PathLaws
+from radiodiff_diffusers.engines.ground import covered_area
+from radiodiff_diffusers.engines.outlines import (
+    NUDGE,
+    SPREAD,
+    _snap,
+    _wrong_pixels,
+    outlines,
+    whole_metre_outlines,
+)
 from radiodiff_diffusers.scene import GainScale, Scene
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "radiomapseer_samples"
@@ -259,6 +270,61 @@ def test_outlines_on_whole_metres_are_found_again():
     smooth = dominant_path(seen.replace(raster_offset=(-0.449, 0.449))).gray  # no name: corners anywhere
     worse = np.square(smooth - truth).sum()
     assert np.square(guess - truth).sum() < 0.5 * worse and np.square(guess - truth).sum() < 0.01 * (truth**2).sum()
+
+
+@pytest.mark.parametrize("shape", [(40, 70), (70, 40)])
+def test_the_order_of_a_mask_in_memory_is_nothing_to_its_outlines(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.3
+    mask[10:30, 12:33] = True
+    for guess in (whole_metre_outlines, outlines):
+        rows, columns = (guess(order(mask), (0.5, -0.5)) for order in (np.ascontiguousarray, np.asfortranarray))
+        assert len(rows) == len(columns)
+        for one, other in zip(rows, columns, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_ring_of_whole_metres_is_the_best_of_all_near_its_seed():
+    """Of a triangle's 9 ** 3 rings one by one, each wall looked at pixel by pixel."""
+    mask = np.zeros((14, 20), bool)
+    mask[3:11, 4:17] = np.tri(8, 13, -1, bool)
+    mask[0] = True  # and something else at the border
+
+    def wrong(ax, ay, bx, by):
+        """Pixels on the wrong side, two on either side of the wall in each column or row, and the wall's wobble."""
+        flat = abs(bx - ax) >= abs(by - ay)
+        (a, level), (b, end) = ((ax, ay), (bx, by)) if flat else ((ay, ax), (by, bx))
+        lines, count, spread = mask.T if flat else mask, 0, 0.0
+        for k in range(max(min(a, b), 0), min(max(a, b), len(lines))):
+            at = level + (k + 0.5 - a) * (end - level) / (b - a) + NUDGE
+            first = math.ceil(at - 0.5)
+            spread += (at - first) ** 2
+            for j in range(max(first - 2, 0), min(first + 2, lines.shape[1])):
+                count += lines[k, j] != ((j >= first) == ((b > a) == flat))
+        return count + SPREAD * spread
+
+    seed = np.array([(4.2, 3.4), (15.8, 10.7), (3.6, 11.3)])
+    near = [[tuple(np.floor(p + 0.5).astype(int) + (dx, dy)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)] for p in seed]
+    walls = {(p, q): wrong(*p, *q) for i in range(3) for p in near[i] for q in near[(i + 1) % 3] if p != q}
+    least = min(walls[p, q] + walls[q, r] + walls[r, p] for p, q, r in itertools.product(*near))
+    ring, cost = _snap(_wrong_pixels(mask), seed)
+    assert cost == pytest.approx(least)
+    corners = [tuple(corner) for corner in ring.astype(int)]
+    assert sum(walls[p, q] for p, q in zip(corners, corners[1:] + corners[:1], strict=True)) == pytest.approx(least)
+
+
+def test_covered_ground_is_what_any_of_the_polygons_covers():
+    square, bow_tie = [(0, 0), (8, 0), (8, 8), (0, 8)], [(20, 0), (28, 8), (28, 0), (20, 8)]
+    polygons = [
+        (square, [(2, 2), (6, 2), (6, 6), (2, 6)]),  # with a yard
+        ([(4, 3), (12, 3), (12, 5), (4, 5)],),  # runs into the yard
+        ([(12, 5), (14, 5), (14, 9), (12, 9)],),  # touches by a corner
+        (bow_tie,),
+        ([(30, 0), (35, 0), (40, 0)],),  # a line: nothing
+        ([(50, 1), (51, 2)],),
+    ]
+    covered = covered_area([[np.array(ring, float) for ring in polygon] for polygon in polygons])
+    assert covered.area == pytest.approx((64 - 16) + (16 - 4) + 8 + 32)
+    assert covered_area([]).is_empty and covered_area(iter([polygons[4]])).is_empty
 
 
 def test_outlines_keep_yards_and_sheds():

@@ -50,6 +50,19 @@ def test_it_learns_what_the_planes_tell(model):
     assert loss < 0.1 * (0.2 * planes[:, :1]).square().mean()
 
 
+def test_the_first_layer_may_see_single_patches():
+    with pytest.raises(ValueError, match="an odd conv_in_kernel from 1; got 2"):
+        MeanMapModel(conv_in_kernel=2)
+    model = MeanMapModel(patch_size=8, widths=[8, 16, 16], conv_in_kernel=1)
+    torch.nn.init.normal_(model.conv_out.weight)
+    planes = torch.rand(1, 4, 40, 48) * 2 - 1
+    folded = torch.nn.functional.pixel_unshuffle(planes, 8)
+    seen = []
+    model.conv_in.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., :5, :6]))
+    assert model(planes).shape == (1, 1, 40, 48)
+    assert torch.equal(seen[0], folded) and model.conv_in.weight.shape == (8, 256, 1, 1)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (8, 100)])
 def test_any_size_and_every_map_on_its_own(model, size):
     torch.nn.init.normal_(model.conv_out.weight, std=0.05)

@@ -141,8 +141,24 @@ def test_kriging_reports_its_spread_and_refuses_what_would_not_end():
         ordinary_kriging(np.zeros((4001, 2)), np.zeros(4001), np.zeros((1, 2)))
 
 
+def test_dominant_path_sees_a_scene_as_it_is_now_and_crops_of_one():
+    from radiodiff_diffusers.engines import dominant_path
+
+    predict_all = make_predictors("dominant_path")[0].load()
+    scene, cars = city(), np.eye(40, dtype=bool)
+    predict_all([scene])
+    scene.cars = cars
+    (changed,), (again,) = predict_all([scene]), predict_all([city().replace(cars=cars)])
+    expected = dominant_path(city().replace(cars=cars)).gain_db
+    assert np.array_equal(changed.gain_db, expected) and np.array_equal(again.gain_db, expected)
+    scene.cars, scene.buildings = None, scene.buildings.T.copy()
+    assert np.array_equal(predict_all([scene])[0].gain_db, dominant_path(scene.replace()).gain_db)
+    crop = city().crop(0, 0, 24, 20)
+    assert np.array_equal(predict_all([crop])[0].gain_db, dominant_path(city()).gain_db[:20, :24])
+
+
 def test_dominant_path_prepares_a_city_once_and_takes_constants(monkeypatch):
-    from radiodiff_diffusers import engines
+    from radiodiff_diffusers import channels, engines
     from radiodiff_diffusers.engines import dominant_paths
 
     scenes = [city(), city(transmitter=(5, 30))]
@@ -159,6 +175,11 @@ def test_dominant_path_prepares_a_city_once_and_takes_constants(monkeypatch):
     with_cars = scenes[0].replace(cars=np.eye(40, dtype=bool))
     predictor.load()([scenes[0].replace(), with_cars])
     assert len(prepared) == 3  # a new predictor remembers nothing, and cars make another city
+    prepared.clear()
+    monkeypatch.setattr(channels, "LARGEST_KEPT", 10)  # of large cities the last one is remembered
+    for _ in range(2):
+        predict_all([scenes[0].replace(buildings=np.eye(40, dtype=bool))])
+    assert len(prepared) == 1
     shallow = predict("dominant_path:shadow_exponent=3.5,corner_loss=5", scenes[0]).gain_db
     assert np.array_equal(shallow, engines.dominant_path(scenes[0], shadow_exponent=3.5, corner_loss=5).gain_db)
     assert (shallow < maps[0].gain_db).any()

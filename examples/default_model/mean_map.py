@@ -49,8 +49,9 @@ def new_model(args: argparse.Namespace, seed: int = 0) -> MeanMapModel:
     torch.manual_seed(seed)
     second = args.second or None
     model = MeanMapModel(
-        args.channels, args.physics, args.patch, args.widths, True, second, conv_in_kernel=args.in_kernel
-    )
+        args.channels, args.physics, args.patch, args.widths,
+        error_map=True, second_look=second, conv_in_kernel=args.in_kernel,
+    )  # fmt: skip
     return model.to(memory_format=torch.channels_last)
 
 
@@ -134,7 +135,7 @@ def main() -> None:
         command.add_argument("--physics", default="coarse_loss", help="the channel whose map is corrected")
         command.add_argument("--patch", type=int, default=8, help="pixels a side that are folded into channels")
         command.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64])
-        command.add_argument("--in-kernel", type=int, default=1, help="of the first layer")
+        command.add_argument("--in-kernel", type=int, default=1, help="patches a side that the first layer sees")
     train_command.add_argument("--sets", nargs="+", default=["made_up", "towns"])
     train_command.add_argument(
         "--watch", nargs="+", default=["made_up", "florence"], help="sets to look at on the way"

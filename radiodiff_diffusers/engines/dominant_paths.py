@@ -87,10 +87,15 @@ def city_key(scene: Scene) -> tuple:
 
 
 def prepared(scene: Scene) -> City:
-    """The same with a memory, for the engine and the channels of one scene."""
-    if "_city" not in scene._planes:
-        scene._planes["_city"] = prepare(scene)
-    return scene._planes["_city"]
+    """The same with a memory, for channels of one scene that share it; a scene whose walls were changed since is
+    prepared anew."""
+    memory, walls = scene._planes, hash(city_key(scene))
+    if memory.get("_walls", walls) != walls:
+        for name in ("_outlines", "_footprint", "_city"):
+            memory.pop(name, None)
+    if "_city" not in memory:
+        memory["_city"], memory["_walls"] = prepare(scene), walls
+    return memory["_city"]
 
 
 def _streets(blocked: np.ndarray, walls: shapely.Geometry) -> _Streets:
@@ -112,7 +117,7 @@ def dominant_path(scene: Scene, *, city: City | None = None, step: int = 1, **la
     if scene._cut_from is not None and city is None:  # the buildings beyond the crop matter
         gain = scene.cut_from_whole(dominant_path(scene._cut_from[0], step=step, **laws).gain_db)
         return RadioMap(gain, metres_per_pixel=scene.metres_per_pixel)
-    city = city or prepared(scene)
+    city = city or prepare(scene)
     if city.shape != scene.shape:
         (h, w), (height, width) = city.shape, scene.shape
         raise ValueError(

@@ -18,7 +18,7 @@ TOLERANCE = 0.7  # pixels that a wall may be off: a staircase with steps of one 
 TOLERANCES = (1.3, 1.1, 0.9, 0.7, 0.5)
 CORNER, SPREAD = 1.0, 0.1
 SMALL = 24  # pixels round a building
-MARGIN = 4  # pixels beyond the mask that a wall may lie
+BEYOND = 2  # pixels beyond the mask from which a wall still touches it
 # A mask pixel counts by the point at its centre; walls that run exactly through one are settled as
 # `geometry.rasterize` does.
 NUDGE = 1e-6
@@ -73,12 +73,12 @@ def _corners(lines: np.ndarray) -> list[np.ndarray]:
     """Each ring's corners, without the repeated last one."""
     sizes = shapely.get_num_coordinates(lines)
     ends, points = np.cumsum(sizes), shapely.get_coordinates(lines)
-    return [points[start : end - 1] for start, end in zip(ends - sizes, ends, strict=True)]
+    return [points[start : max(end - 1, start)] for start, end in zip(ends - sizes, ends, strict=True)]
 
 
 def _best_fit(wrong: tuple[np.ndarray, np.ndarray], tries: tuple[np.ndarray, ...]) -> np.ndarray:
     """The cheapest outline that one of the simplified ones leads to when its corners are moved to whole pixels."""
-    best, least, seen = np.zeros((1, 2)), np.inf, 0
+    best, least, seen = np.empty((0, 2)), np.inf, 0
     for seed in tries:
         if len(seed) == seen or len(seed) < 3:
             continue
@@ -88,19 +88,19 @@ def _best_fit(wrong: tuple[np.ndarray, np.ndarray], tries: tuple[np.ndarray, ...
         ring, cost = _snap(wrong, seed)
         if cost + CORNER * seen < least:
             best, least = ring, cost + CORNER * seen
-    return best[np.arange(len(best) + 1) % len(best)]
+    return np.vstack([best, best[:1]])
 
 
 def _wrong_pixels(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many of the two pixels on either side of a piece of wall, one pixel long, the mask has on the wrong side.
 
-    The first array is of flat pieces, `[far, k, j + MARGIN]` of the one across column k with row j beyond it, which is
+    The first array is of flat pieces, `[far, k, j + BEYOND]` of the one across column k with row j beyond it, which is
     to be covered where `far` is 1; the second is of steep ones across row k with column j beyond.
     """
 
     def of(lines: np.ndarray) -> np.ndarray:
-        covered = np.pad(lines.astype(np.uint8), ((0, 0), (MARGIN + 2, MARGIN + 2)))
-        free = np.pad(1 - lines.astype(np.uint8), ((0, 0), (MARGIN + 2, MARGIN + 2)))
+        covered = np.pad(lines.astype(np.uint8), ((0, 0), (BEYOND + 2, BEYOND + 2)))
+        free = np.pad(1 - lines.astype(np.uint8), ((0, 0), (BEYOND + 2, BEYOND + 2)))
         return np.stack(
             [
                 before[:, :-4] + before[:, 1:-3] + beyond[:, 2:-2] + beyond[:, 3:-1]
@@ -108,7 +108,7 @@ def _wrong_pixels(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ]
         )
 
-    return of(np.ascontiguousarray(mask.T)), of(mask)
+    return of(np.ascontiguousarray(mask.T)), of(np.ascontiguousarray(mask))
 
 
 def _staircases(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
@@ -217,10 +217,10 @@ def _snap(wrong: tuple[np.ndarray, np.ndarray], seed: np.ndarray):
             place[i, k, 1] = int(math.floor(seed[i, 1] + 0.5)) + k % 3 - 1
     cost = np.empty((corners, choices, choices))
     for i in range(corners):
-        following = place[(i + 1) % corners]
+        ahead = place[(i + 1) % corners]
         for a in range(choices):
             for b in range(choices):
-                cost[i, a, b] = _wall_cost(wrong, place[i, a, 0], place[i, a, 1], following[b, 0], following[b, 1])
+                cost[i, a, b] = _wall_cost(wrong, place[i, a, 0], place[i, a, 1], ahead[b, 0], ahead[b, 1])
 
     value = np.full((corners + 1, choices, choices), np.inf)  # of the way from each choice of the first corner
     for k in range(choices):
@@ -236,7 +236,7 @@ def _snap(wrong: tuple[np.ndarray, np.ndarray], seed: np.ndarray):
             best = first
     chosen, k = np.zeros(corners, np.int64), best
     for i in range(corners - 1, -1, -1):
-        a = 0
+        a = 0  # one of the choices gave the least value, by this very sum
         while value[i, a, best] + cost[i, a, k] > value[i + 1, k, best]:
             a += 1
         chosen[i] = k = a
@@ -262,6 +262,6 @@ def _wall_cost(wrong: tuple[np.ndarray, np.ndarray], ax: int, ay: int, bx: int, 
         crossing = level + (k + 0.5 - start) * rise / run + NUDGE
         beyond = int(math.ceil(crossing - 0.5))  # the first pixel whose centre lies beyond the wall
         spread += (crossing - beyond) ** 2
-        if -MARGIN <= beyond < places - MARGIN:
-            count += pieces[k, beyond + MARGIN]
+        if -BEYOND <= beyond < places - BEYOND:
+            count += pieces[k, beyond + BEYOND]
     return count + SPREAD * spread

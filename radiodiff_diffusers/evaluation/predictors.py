@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ..channels import share_walls
+from ..channels import share_cities
 from ..geometry import distance_metres
 from ..plugins import load_plugins
 from ..scene import GainScale, RadioMap, Scene
@@ -189,8 +189,10 @@ class DominantPath:
     def __call__(self, scenes: list[Scene]) -> list[RadioMap]:
         from ..engines import dominant_path
 
-        share_walls(scenes, ["detour_loss"], map, self._cities)
-        return [dominant_path(scene, **self.laws) for scene in scenes]
+        share_cities([scene for scene in scenes if scene._cut_from is None], map, self._cities)
+        # a crop is cut from its whole city's map by the engine itself
+        cities = [scene._planes["_city"] if scene._cut_from is None else None for scene in scenes]
+        return [dominant_path(scene, city=city, **self.laws) for scene, city in zip(scenes, cities, strict=True)]
 
 
 # From measurements -------------------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         physics_channel (`str`, defaults to `"detour_loss"`): Which of them is the loss that it corrects.
         patch_size (`int`, defaults to 4): Pixels a side that are folded into channels.
         widths (`list[int]`, defaults to `[16, 32, 64]`): Channels of the three levels.
-        conv_in_kernel (`int`, defaults to 3): How many patches the first layer sees at once, a side; 1 costs least.
         error_map (`bool`, defaults to `False`): It also says how wrong the map may be (`return_error`).
         second_look (`str`, *optional*): One more plane, a loss by another way of computing it, that only the error map
             needs: where both ways differ, neither is to be trusted.
+        conv_in_kernel (`int`, defaults to 3): How many patches the first layer sees at once, a side; 1 costs least.
     """
 
     @register_to_config
@@ -45,6 +45,8 @@ class MeanMapModel(ModelMixin, ConfigMixin):
         check_channel_names([*condition_channels, *([second_look] if second_look else [])])
         if physics_channel not in condition_channels:
             raise ValueError(f"physics_channel {physics_channel!r} is none of {', '.join(condition_channels)}")
+        if conv_in_kernel < 1 or conv_in_kernel % 2 == 0:
+            raise ValueError(f"expected an odd conv_in_kernel from 1; got {conv_in_kernel}")
         if patch_size < 1 or len(widths) != 3:
             raise ValueError(f"expected a patch_size from 1 and three widths; got {patch_size} and {list(widths)}")
         folded = patch_size**2
