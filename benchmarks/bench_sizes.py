@@ -30,7 +30,7 @@ def measure(size: int, tile: int | None) -> dict[str, float]:
     scene = city.replace(transmitter=transmitters(city, 1, np.random.default_rng(0))[0], polygons=None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    condition_planes(scene, pipe.unet.config.condition_channels)
+    condition_planes(scene, pipe.mean_model.config.condition_channels)  # kept by the scene
     channels = time.perf_counter() - started
     pipe(scene, generator=0, tile_size=tile)
     seconds = time.perf_counter() - started
