@@ -42,12 +42,8 @@ _CHANNELS: dict[str, Channel] = {}
 
 DETOUR_CHANNELS = {"detour_loss", "detour_turn", "coarse_loss", "coarse_turn"}  # these need a city prepared
 CITIES_KEPT, LARGEST_KEPT = 8, 1024 * 1024  # cities, of which one has more than so many pixels
-WALL_NAMES = (
-    "_outlines",
-    "_footprint",
-    "_city",
-    "_walls",
-)  # in a scene's memory: what does not depend on the transmitter
+# What a scene remembers of its walls, the same for all transmitters.
+WALL_NAMES = ("_outlines", "_footprint", "_city", "_walls")
 OBSTRUCTION_HALF = 40.0  # metres of building at which the obstruction channel reads 0
 LOG_DISTANCE_HALF = 2.0  # log10 of the distance, in metres, at which log_distance reads 0
 
