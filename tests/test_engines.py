@@ -328,7 +328,6 @@ def test_covered_ground_is_what_any_of_the_polygons_covers():
 
 
 def test_outlines_keep_yards_and_sheds():
-    from radiodiff_diffusers.engines.outlines import outlines, whole_metre_outlines
     from radiodiff_diffusers.geometry import RADIOMAPSEER_MASK_OFFSET, rasterize
 
     mask = np.zeros((40, 40), bool)
